@@ -1,0 +1,386 @@
+"""What a run may be told: where `conf/` is, which values are allowed, and a run's identity.
+
+The YAML files in `conf/` hold the defaults; the classes here hold the types and bounds. Hydra
+composes the first, `validate` checks the result against the second, and everything after that
+works with a frozen, typed `Config`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import json
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+
+from fmnist_lab.errors import UserError
+
+Activation = Literal[
+    "relu",
+    "celu",
+    "elu",
+    "exponential",
+    "gelu",
+    "hard_sigmoid",
+    "hard_silu",
+    "leaky_relu",
+    "linear",
+    "log_sigmoid",
+    "mish",
+    "relu6",
+    "selu",
+    "sigmoid",
+    "silu",
+    "softplus",
+    "softsign",
+    "swish",
+    "tanh",
+]
+
+
+def conf_dir() -> Path:
+    """Folder of the Hydra configs: inside the package in a wheel, beside it in a checkout.
+
+    Returns:
+        An absolute path, because Hydra resolves a relative one differently under `python -m`,
+        from a console script and in a worker process.
+
+    Raises:
+        UserError: Neither folder exists, so the installation is damaged.
+    """
+    package = Path(__file__).resolve().parent
+    for candidate in (package / "conf", package.parent / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise UserError(
+        f"the configs are missing: expected {package / 'conf'} or {package.parent / 'conf'}; "
+        "reinstall fmnist_lab"
+    )
+
+
+# A field's description is the second half of the sentence "key: received X, expected …".
+Count = Annotated[int, Field(ge=1, description="a whole number, 1 or more")]
+Share = Annotated[float, Field(ge=0, lt=1, description="a number from 0 up to, not including, 1")]
+Text = Annotated[str, Field(min_length=1, description="a text")]
+OptionalText = Annotated[str | None, Field(min_length=1, description="a text, or null")]
+OptionalCount = Annotated[
+    int | None, Field(ge=1, description="a whole number, 1 or more, or null for all")
+]
+Positive = Annotated[float, Field(gt=0, description="a finite number above 0")]
+OptionalPositive = Annotated[
+    float | None, Field(gt=0, description="a finite number above 0, or null")
+]
+OptionalFlag = Annotated[bool | None, Field(description="true, false or null")]
+OptionalShare = Annotated[
+    float | None, Field(ge=0, lt=1, description="a number from 0 up to, not including, 1, or null")
+]
+Target = Annotated[
+    str,
+    Field(
+        alias="_target_",
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$",
+        description="the dotted name of a Python function or class",
+        examples=["keras.optimizers.Lion"],
+    ),
+]
+
+
+class Section(BaseModel):
+    """A node of the config: no unknown key, no silent conversion, no nan, no change."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True
+    )
+
+
+S = TypeVar("S", bound=Section)
+
+
+class Data(Section):
+    """Which images, and how many of them."""
+
+    dir: OptionalText
+    cache_dir: OptionalText
+    download: Annotated[bool, Field(description="true or false")]
+    train_limit: OptionalCount = Field(examples=[1000])
+    test_limit: OptionalCount = Field(examples=[1000])
+    validation_fraction: Share = Field(examples=[0.1])
+
+
+class Buildable(Section):
+    """A node that names a function in `_target_` and holds its arguments."""
+
+    target: Target
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments that were given; null means the function's own default."""
+        given = self.model_dump(exclude={"target"})
+        return {name: value for name, value in given.items() if value is not None}
+
+    def build(self, **context: Any) -> Any:
+        """Call the function with its arguments and those that only the program knows.
+
+        Raises:
+            UserError: There is no such function, or it does not take these arguments.
+        """
+        try:
+            function = pkgutil.resolve_name(self.target)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"_target_: received '{self.target}', which cannot be imported ({error}); "
+                "expected the dotted name of a function or class that Python can find here"
+            ) from None
+        given = {**self.arguments(), **context}
+        try:
+            inspect.signature(function).bind(**given)
+            return function(**given)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.target} refuses its arguments {given}: {' '.join(str(error).split())}"
+            ) from error
+
+
+class LinearModel(Buildable):
+    """Multinomial logistic regression."""
+
+
+class MlpModel(Buildable):
+    """A multi-layer perceptron."""
+
+    hidden_units: Annotated[
+        Count | Annotated[list[Count], Field(min_length=1)],
+        Field(
+            description="a whole number, 1 or more, or a list of them, one a layer",
+            examples=[128, "[256,128,100]"],
+        ),
+    ]
+    activation: Annotated[
+        Activation, Field(description="one of " + ", ".join(get_args(Activation)))
+    ]
+    dropout: Share = Field(examples=[0.2])
+
+
+class OwnModel(Buildable):
+    """Any function from outside that returns a Keras model; its arguments are checked by it."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Optimizer(Buildable):
+    """Arguments that every Keras optimizer takes (keras.optimizers.Optimizer)."""
+
+    learning_rate: Positive = Field(examples=[0.001])
+    weight_decay: Annotated[
+        float | None, Field(ge=0, description="a finite number, 0 or more, or null")
+    ] = None
+    clipnorm: OptionalPositive = None
+    global_clipnorm: OptionalPositive = None
+    clipvalue: OptionalPositive = None
+    use_ema: OptionalFlag = None
+    ema_momentum: OptionalShare = None
+
+
+class AdamOptimizer(Optimizer):
+    """keras.optimizers.Adam and AdamW."""
+
+    beta_1: OptionalShare = None
+    beta_2: OptionalShare = None
+    epsilon: OptionalPositive = None
+    amsgrad: OptionalFlag = None
+
+
+class SgdOptimizer(Optimizer):
+    """keras.optimizers.SGD."""
+
+    momentum: OptionalShare = None
+    nesterov: OptionalFlag = None
+
+
+class OwnOptimizer(Optimizer):
+    """Any other Keras optimizer; the arguments of its own are checked by it."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Trainer(Section):
+    """How the model is trained."""
+
+    epochs: Count = Field(examples=[5])
+    batch_size: Count = Field(examples=[32])
+    engine: Annotated[Literal["auto", "xla", "graph"], Field(description="one of auto, xla, graph")]
+    threads: OptionalCount = Field(examples=[1])
+
+
+class Tracking(Section):
+    """Where the run is kept."""
+
+    kind: Annotated[Literal["local", "none"], Field(description="one of local, none")]
+    uri: OptionalText
+    experiment: OptionalText
+
+
+class Job(Section):
+    """What is done."""
+
+    name: Annotated[Literal["train", "evaluate"], Field(description="one of train, evaluate")]
+
+
+# Which class describes a node of an open group, by its `_target_`; any other target is the user's
+# own, and what it takes is checked against its signature when it is built.
+MODELS: dict[str, type[Buildable]] = {
+    "fmnist_lab.models.linear": LinearModel,
+    "fmnist_lab.models.mlp": MlpModel,
+}
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "keras.optimizers.Adam": AdamOptimizer,
+    "keras.optimizers.AdamW": AdamOptimizer,
+    "keras.optimizers.SGD": SgdOptimizer,
+}
+
+
+class Config(Section):
+    """A whole run, checked."""
+
+    data: Data
+    model: SerializeAsAny[Buildable]
+    optimizer: SerializeAsAny[Optimizer]
+    trainer: Trainer
+    tracking: Tracking
+    job: Job
+    seed: Annotated[
+        int, Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295", examples=[0])
+    ]
+    name: OptionalText
+    model_uri: OptionalText = Field(examples=["runs:/RUN_ID/model"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config as plain nested values, the way the YAML files spell it."""
+        return self.model_dump(by_alias=True)
+
+    def identity(self) -> str:
+        """Return a hash of all that decides the outcome: 16 hexadecimal digits.
+
+        Where things are kept, what the run is called and which folder the (verified) data came
+        from do not decide the outcome, so they do not count.
+        """
+        deciding = self.to_dict()
+        for key in ("tracking", "name"):
+            del deciding[key]
+        for key in ("dir", "cache_dir", "download"):
+            del deciding["data"][key]
+        text = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def schema(values: Mapping[str, Any]) -> dict[str, type[Section]]:
+    """Return the class that describes each group of a composed config."""
+
+    def target(group: str) -> str:
+        node = values.get(group)
+        return str(node.get("_target_")) if isinstance(node, Mapping) else ""
+
+    return {
+        "data": Data,
+        "model": MODELS.get(target("model"), OwnModel),
+        "optimizer": OPTIMIZERS.get(target("optimizer"), OwnOptimizer),
+        "trainer": Trainer,
+        "tracking": Tracking,
+        "job": Job,
+    }
+
+
+def validate(values: Mapping[str, Any]) -> Config:
+    """Check composed values against the schema.
+
+    Args:
+        values: Nested plain values, as Hydra composed them (without the `hydra` node).
+
+    Returns:
+        The typed, frozen config.
+
+    Raises:
+        UserError: A key is unknown or missing, or a value has the wrong type or lies outside its
+            bounds, or two values contradict each other. The message names the first such key.
+    """
+    groups = {
+        name: _check(section, values.get(name), f"{name}.")
+        for name, section in schema(values).items()
+    }
+    config = _check(Config, {**values, **groups}, "")
+    if config.job.name == "evaluate" and config.model_uri is None:
+        raise UserError(
+            "model_uri: received null, expected the model that job=evaluate is to reload; for "
+            "example model_uri=runs:/RUN_ID/model, models:/NAME/1 or a folder"
+        )
+    if config.job.name == "train" and config.model_uri is not None:
+        raise UserError(
+            f"model_uri: received {config.model_uri}, but job=train builds a new model; add "
+            "job=evaluate to evaluate an existing one"
+        )
+    return config
+
+
+def _check(section: type[S], node: Any, prefix: str) -> S:
+    """Check one flat section; the first thing wrong with it becomes our one sentence."""
+    if not isinstance(node, Mapping):
+        group = prefix.rstrip(".")
+        raise UserError(
+            f"{group}: received {_shown(node)}, expected a group of options; choose one of "
+            f"{', '.join(options(group))}, for example {group}={options(group)[0]}"
+        )
+    try:
+        return section.model_validate(node)
+    except ValidationError as error:
+        finding = error.errors()[0]
+    name = str(finding["loc"][0])
+    if finding["type"] == "extra_forbidden":
+        raise UserError(unknown_key(prefix + name, keys(section)))
+    if finding["type"] == "missing":
+        raise UserError(f"{prefix}{name}: missing, expected a value; add {prefix}{name}=VALUE")
+    field = next(f for key, f in section.model_fields.items() if name in (key, f.alias))
+    example = f"; for example {prefix}{name}={field.examples[0]}" if field.examples else ""
+    raise UserError(
+        f"{prefix}{name}: received {_shown(node[name])}, expected {field.description}{example}"
+    )
+
+
+def unknown_override(key: str) -> str:
+    """Return the sentence about an override of a key that no chosen YAML file has."""
+    group = key.partition(".")[0] if "." in key else ""
+    sections: dict[str, list[type[Section]]] = {
+        "": [Config],
+        "model": list(MODELS.values()),
+        "optimizer": list(OPTIMIZERS.values()),
+    }
+    known = sections.get(group) or [schema({}).get(group, Config)]
+    return unknown_key(key, list(dict.fromkeys(name for each in known for name in keys(each))))
+
+
+def keys(section: type[Section]) -> list[str]:
+    """Return the keys of a section as the YAML files spell them."""
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def options(group: str) -> list[str]:
+    """Return the options of a config group: the names of its YAML files, sorted."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    """Return the sentence about a key that does not exist, with the nearest that does."""
+    parent, _, name = key.rpartition(".")
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"; did you mean {'.'.join(filter(None, [parent, near[0]]))}?" if near else ""
+    return f"{key}: unknown key, expected one of {', '.join(known)}{hint}"
+
+
+def _shown(value: Any) -> str:
+    """Return a value as it is written on the command line."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return f"'{value}'" if isinstance(value, str) else str(value)

@@ -1,0 +1,38 @@
+"""The one exception that means "you can mend this", and how every door reports it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """Bad input, a missing file, a store out of reach: anything the user can put right.
+
+    Its message is a single paragraph that names what was received, what was expected and how to
+    mend it. Every door prints it alone, without a traceback, and exits non-zero.
+    """
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where the process happened to be, so that it can say goodbye."""
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Print a `UserError` as one line and exit; anything else is a bug and keeps its traceback.
+
+    Raises:
+        SystemExit: 2 after a `UserError`; 130 after Ctrl-C and 143 after SIGTERM, the shell's
+            128 + signal.
+    """
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Terminated:
+        raise SystemExit(143) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

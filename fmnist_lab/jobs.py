@@ -1,0 +1,335 @@
+"""What can be done with a config: a job leads it through the rooms, from data to tracking."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from fmnist_lab import data, evaluation, provenance, tracking
+from fmnist_lab.config import Config
+from fmnist_lab.errors import Terminated, UserError
+
+if TYPE_CHECKING:
+    import keras
+
+    from fmnist_lab.backend import Device
+
+History = dict[str, list[float]]
+
+
+def train(config: Config) -> dict[str, float]:
+    """Train a model as configured, evaluate it, and keep everything.
+
+    Returns:
+        The last epoch's metrics.
+
+    Raises:
+        UserError: Something in the config cannot be done, and no run is left behind; or the
+            training diverged, and the run is marked FAILED with the epochs before.
+    """
+    from fmnist_lab import backend
+
+    store = None if config.tracking.kind == "none" else tracking.Store.locate(config.tracking.uri)
+    dataset = load_data(config)
+    device = backend.start(config.trainer.threads)
+
+    import keras
+
+    from fmnist_lab import console, training
+
+    keras.utils.set_random_seed(config.seed)
+    model = config.model.build(
+        image_shape=dataset.train_images.shape[1:], classes=len(dataset.class_names)
+    )
+    check_model(model, dataset, config.model.target)
+    optimizer = config.optimizer.build()
+    engine: str = config.trainer.engine
+    if engine == "auto":
+        engine = training.choose_engine(model)
+
+    screen = console.Screen()
+    screen.heading(config, dataset, device, model, engine)
+    tags = {**_identity(config, dataset, device), "job": "train", "engine": engine}
+    with (
+        _signals(),
+        tracking.start(store, config.tracking.experiment, run_name(config), tags) as run,
+    ):
+        run.params(params(config))
+        run.text(OmegaConf.to_yaml(OmegaConf.create(config.to_dict())), "config.yaml")
+        run.dataset(dataset.train_images, dataset.name, dataset.digest, dataset.source)
+        _draw_data(run, dataset)
+        arguments: dict[str, Any] = {
+            "optimizer": optimizer,
+            "batch_size": config.trainer.batch_size,
+            "engine": engine,
+        }
+        images, labels = dataset.train_images, dataset.train_labels
+        training.compile_ahead(model, images, labels, **arguments)
+        run.wait_until_open()
+        history: History = defaultdict(list)
+        with screen.training(config.trainer.epochs, len(images)) as display:
+            for epoch in training.train(
+                model,
+                images,
+                labels,
+                **arguments,
+                epochs=config.trainer.epochs,
+                seed=config.seed,
+                on_progress=display.advance,
+            ):
+                probabilities = _predict(model, dataset)
+                metrics = {
+                    **_metrics(probabilities, dataset),
+                    "accuracy/fit": epoch.accuracy,
+                    "loss/fit": epoch.loss,
+                    "images_per_second": epoch.images / epoch.seconds,
+                }
+                run.metrics(metrics, step=epoch.number)
+                for name, value in {"epoch": epoch.number, **metrics}.items():
+                    history[name].append(value)
+                display.finished(epoch, metrics)
+        _keep_results(run, probabilities["test"], dataset)
+        _draw_curves(run, history)
+        run.model(model, dataset.class_names)
+    screen.result(metrics, history, run)
+    return metrics
+
+
+def evaluate(config: Config) -> dict[str, float]:
+    """Reload a logged model, evaluate it, and keep that as a run which points at the model.
+
+    Returns:
+        The metrics, of the same names as after training.
+
+    Raises:
+        UserError: There is no such model, or it does not classify this data set.
+    """
+    from fmnist_lab import backend
+
+    assert config.model_uri is not None
+    kept = config.tracking.kind != "none"
+    store = tracking.Store.locate(config.tracking.uri, for_writing=kept)
+    dataset = load_data(config)
+    device = backend.start(config.trainer.threads)
+
+    from fmnist_lab import console
+
+    model, _ = tracking.load_model(config.model_uri, store)
+    check_model(model, dataset, config.model_uri)
+    screen = console.Screen()
+    screen.heading(config, dataset, device, model, engine=None)
+    tags = {
+        **_identity(config, dataset, device),
+        "job": "evaluate",
+        "model_uri": config.model_uri,
+        **tracking.origin(config.model_uri),
+    }
+    name = config.name or f"evaluate {config.model_uri}"
+    with (
+        _signals(),
+        tracking.start(store if kept else None, config.tracking.experiment, name, tags) as run,
+    ):
+        run.params({"model_uri": config.model_uri})
+        run.dataset(dataset.train_images, dataset.name, dataset.digest, dataset.source)
+        probabilities = _predict(model, dataset)
+        metrics = _metrics(probabilities, dataset)
+        run.metrics(metrics, step=0)
+        _keep_results(run, probabilities["test"], dataset)
+    screen.result(metrics, {}, run)
+    return metrics
+
+
+JOBS: dict[str, Callable[[Config], dict[str, float]]] = {"train": train, "evaluate": evaluate}
+
+
+def load_data(config: Config) -> data.Dataset:
+    """Load the data set that a config describes."""
+    return data.load(
+        config.data.dir,
+        cache_dir=config.data.cache_dir,
+        download=config.data.download,
+        train_limit=config.data.train_limit,
+        test_limit=config.data.test_limit,
+        validation_fraction=config.data.validation_fraction,
+        seed=config.seed,
+    )
+
+
+def check_model(model: keras.Model, dataset: data.Dataset, name: str) -> None:
+    """Refuse a model that does not turn this data set's images into its classes' probabilities.
+
+    Raises:
+        UserError: The input, the output, or a few probabilities are not of the right kind.
+    """
+    from fmnist_lab import training
+
+    expected = f"images {dataset.train_images.shape[1:]} to {len(dataset.class_names)} classes"
+    try:
+        shapes = [tuple(model.input_shape[1:]), tuple(model.output_shape[1:])]
+        probabilities = training.predict(model, dataset.train_images[:32])
+        sums = probabilities.sum(axis=-1)
+    except Exception as error:
+        raise UserError(
+            f"{name} is no image classifier: expected a Keras model from {expected}, but it "
+            f"cannot take the images: {' '.join(str(error).split())[:300]}"
+        ) from error
+    if shapes != [dataset.train_images.shape[1:], (len(dataset.class_names),)]:
+        raise UserError(
+            f"{name}: received a model from {shapes[0]} to {shapes[1]}, expected "
+            f"one from {expected}"
+        )
+    if not np.allclose(sums, 1, atol=1e-3) or (probabilities < 0).any():
+        raise UserError(
+            f"{name}: received a model whose outputs sum to {sums.min():.3g} … {sums.max():.3g}, "
+            "expected probabilities; end it in a softmax"
+        )
+
+
+def run_name(config: Config) -> str:
+    """Return a run's name: what it is in the fewest characters, such as "h128 e5 s0"."""
+    if config.name:
+        return config.name
+    chosen = config.model.arguments()
+    widths = chosen.get("hidden_units")
+    if widths is None:
+        model = config.model.target.rpartition(".")[2]
+    else:
+        model = "h" + "-".join(map(str, widths if isinstance(widths, list) else [widths]))
+    return f"{model} e{config.trainer.epochs} s{config.seed}"
+
+
+def params(config: Config) -> dict[str, Any]:
+    """Return what distinguishes runs, flat and without what was left at a library's default."""
+    flat: dict[str, Any] = {
+        "model": config.model.target.removeprefix("fmnist_lab.models."),
+        "optimizer": config.optimizer.target.removeprefix("keras.optimizers."),
+        "seed": config.seed,
+    }
+    for group, values in {
+        "model": config.model.arguments(),
+        "optimizer": config.optimizer.arguments(),
+        "trainer": config.trainer.model_dump(exclude={"engine"}),
+        "data": config.data.model_dump(
+            include={"train_limit", "test_limit", "validation_fraction"}
+        ),
+    }.items():
+        flat |= {f"{group}.{name}": value for name, value in values.items() if value is not None}
+    return flat
+
+
+def _identity(config: Config, dataset: data.Dataset, device: Device) -> dict[str, str]:
+    """Return the tags that say what exactly ran where."""
+    return {
+        **provenance.tags(),
+        "config.hash": config.identity(),
+        "data.digest": dataset.digest,
+        "device": device.name,
+        "threads": str(device.threads),
+    }
+
+
+def _predict(model: keras.Model, dataset: data.Dataset) -> dict[str, np.ndarray]:
+    """Return the model's probabilities for each part of the data set that has images."""
+    from fmnist_lab import training
+
+    parts = {
+        "train": dataset.train_images,
+        "test": dataset.test_images,
+        "validation": dataset.validation_images,
+    }
+    return {part: training.predict(model, images) for part, images in parts.items() if len(images)}
+
+
+def _metrics(probabilities: Mapping[str, np.ndarray], dataset: data.Dataset) -> dict[str, float]:
+    labels = {
+        "train": dataset.train_labels,
+        "test": dataset.test_labels,
+        "validation": dataset.validation_labels,
+    }
+    scores = {part: evaluation.scores(rows, labels[part]) for part, rows in probabilities.items()}
+    return evaluation.epoch_metrics(**scores)
+
+
+def _draw_data(run: tracking.Run, dataset: data.Dataset) -> None:
+    from fmnist_lab import plots
+
+    images, labels, names = dataset.train_images, dataset.train_labels, dataset.class_names
+    run.figure("first_image.png", plots.first_image, images[0], names[labels[0]])
+    run.figure("training_images.png", plots.image_grid, images[:25], labels[:25], names)
+
+
+def _draw_curves(run: tracking.Run, history: Mapping[str, Sequence[float]]) -> None:
+    from fmnist_lab import plots
+
+    run.figure("learning_curves.png", plots.learning_curves, dict(history))
+
+
+def _keep_results(run: tracking.Run, probabilities: np.ndarray, dataset: data.Dataset) -> None:
+    """Keep what a finished model says of the test set: predictions, figures of merit, pictures."""
+    from fmnist_lab import plots
+
+    images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
+    matrix = evaluation.confusion_matrix(probabilities, labels, len(names))
+    calibration = evaluation.calibration(probabilities, labels)
+    worst = evaluation.confident_mistakes(probabilities, labels, 15)
+    for index in (0, 12):
+        if index < len(labels):
+            run.figure(
+                f"prediction_{index}.png",
+                plots.single_prediction,
+                images[index],
+                probabilities[index],
+                labels[index],
+                names,
+            )
+    run.figure(
+        "predictions.png",
+        plots.prediction_grid,
+        images[:15],
+        probabilities[:15],
+        labels[:15],
+        names,
+    )
+    run.figure("confusion_matrix.png", plots.confusion_matrix, matrix, names)
+    run.figure("calibration.png", plots.reliability_diagram, calibration)
+    run.figure(
+        "confident_mistakes.png",
+        plots.confident_mistakes,
+        images[worst],
+        probabilities[worst],
+        labels[worst],
+        names,
+    )
+    run.arrays("predictions.npz", probabilities=probabilities, labels=labels)
+    run.json(
+        {
+            "classes": [
+                dataclasses.asdict(row)
+                for row in evaluation.per_class(probabilities, labels, names)
+            ],
+            "confusion_matrix": matrix,
+            "calibration": dataclasses.asdict(calibration),
+        },
+        "evaluation.json",
+    )
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that a run ends as KILLED instead of RUNNING for ever."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,60 @@
+"""Where a result came from: code version, library versions, machine."""
+
+from __future__ import annotations
+
+import getpass
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+LIBRARIES = ("fmnist_lab", "tensorflow", "keras", "numpy", "mlflow")
+
+
+def tags() -> dict[str, str]:
+    """Return what identifies code, libraries and machine, as MLflow tags.
+
+    The names that MLflow's own UI understands are used where there are any. The commit is that
+    of the checkout the package is imported from; an installed wheel has none.
+    """
+    found = {
+        "mlflow.source.name": command(),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": getpass.getuser(),
+        "host": socket.gethostname(),
+        "version.python": platform.python_version(),
+        **{f"version.{library}": metadata.version(library) for library in LIBRARIES},
+    }
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        found["mlflow.source.git.commit"] = commit
+        found["git.dirty"] = str(bool(_git("status", "--porcelain"))).lower()
+    return found
+
+
+def command() -> str:
+    """Return the command line that started this process, ready to be pasted."""
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    program = ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
+    return shlex.join([*program, *sys.argv[1:]])
+
+
+def _git(*arguments: str) -> str | None:
+    package = Path(__file__).resolve().parent
+    if not (package.parent / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(package), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,88 @@
+"""The door to runs: `python -m fmnist_lab.run`, where Hydra composes and a job is done.
+
+It imports nothing heavy by itself, so that help, completion and a config error answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fmnist_lab import config
+from fmnist_lab.errors import UserError, reported
+
+
+def run(composed: DictConfig) -> Any:
+    """Check a composed config and do its job."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return do(composed)
+    # Hydra adds a line of its own to an exception, but lets SystemExit pass.
+    with reported():
+        return do(composed)
+
+
+def do(composed: DictConfig) -> Any:
+    """Check a composed config and do its job."""
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(_in_one_line(error)) from None
+    checked = config.validate(values)  # type: ignore[arg-type]
+    from fmnist_lab import jobs
+
+    return jobs.JOBS[checked.job.name](checked)
+
+
+def main() -> None:
+    """Compose the config from the command line and run; exit non-zero if it cannot be done."""
+    # Hydra then lets exceptions through, and one place prints them all.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    door = hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name="config")
+    with reported():
+        try:
+            door(run)()
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_in_one_line(error)) from None
+        except ValueError as error:
+            raise UserError(_no_group(sys.argv[1:]) or str(error)) from error
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}") from None
+
+
+def _in_one_line(error: Exception) -> str:
+    """Return what Hydra found wrong with the command line as our one sentence."""
+    message = str(error)
+    if unknown := re.match(r"Could not override '([\w.]+)'", message):
+        return config.unknown_override(unknown[1])
+    if choice := re.match(r"In '.*': Could not find '([\w/]+)/([^/']*)'", message):
+        group, option = choice.groups()
+        return (
+            f"{group}={option}: unknown option, expected one of {', '.join(config.options(group))}"
+        )
+    return " ".join(message.split())
+
+
+def _no_group(overrides: list[str]) -> str | None:
+    """Return our sentence if an override takes a whole group away, which Hydra cannot name."""
+    for override in overrides:
+        group, _, option = override.partition("=")
+        if option == "null" and (config.conf_dir() / group).is_dir():
+            known = config.options(group)
+            return (
+                f"{group}: received null, expected one of {', '.join(known)}; for example "
+                f"{group}={known[0]}"
+            )
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,450 @@
+"""Where runs are kept: the only room that imports MLflow.
+
+A `Run` does its writing on one thread of its own, in order, so that MLflow's import, its database
+and its files cost the training nothing. MLflow is imported there, after TensorFlow.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sqlite3
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from filelock import FileLock
+
+from fmnist_lab.errors import UserError
+
+if TYPE_CHECKING:
+    import keras
+    from matplotlib.figure import Figure
+
+# Telemetry would call out, and a printed URL is http://…/#/experiments/… without its UI running.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+# The default, 7 retries with growing pauses, keeps a client waiting for four minutes.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+DEFAULT_EXPERIMENT = "fmnist_lab"
+
+
+@dataclass(frozen=True)
+class Store:
+    """A place for runs, found and checked but not opened.
+
+    Attributes:
+        uri: MLflow's tracking URI; a SQLite path in it is absolute.
+        database: The SQLite file, or None for a server or another database.
+        artifacts: Folder for the files of runs, or None where the server decides.
+    """
+
+    uri: str
+    database: Path | None
+    artifacts: Path | None
+
+    @classmethod
+    def locate(cls, uri: str | None = None, *, for_writing: bool = True) -> Store:
+        """Find the store and check that it can be written, without importing MLflow.
+
+        Args:
+            uri: A tracking URI; None: $MLFLOW_TRACKING_URI, or mlflow.db in this folder.
+            for_writing: False leaves the place untouched.
+
+        Raises:
+            UserError: MLflow cannot use the URI, or the place cannot be written to.
+        """
+        uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+        scheme = urlsplit(uri).scheme
+        if scheme in ("", "file"):
+            raise UserError(
+                f"tracking.uri: received '{uri}', a folder, which MLflow no longer accepts as a "
+                "store; expected a database or a server, for example "
+                "tracking.uri=sqlite:///mlflow.db"
+            )
+        if scheme != "sqlite":
+            return cls(uri, None, None)
+        database = Path(unquote(uri.removeprefix("sqlite:///"))).absolute()
+        artifacts = database.parent / "mlruns"
+        if for_writing:
+            _check_writable(database, artifacts)
+        return cls(f"sqlite:///{database}", database, artifacts)
+
+    def open(self, experiment: str) -> str:
+        """Create what is missing, for any number of processes at once; return the experiment id.
+
+        Raises:
+            UserError: The store cannot be reached or is not one.
+        """
+        from mlflow.exceptions import MlflowException
+
+        _mlflow().set_tracking_uri(self.uri)
+        client = _mlflow().MlflowClient()
+        try:
+            if self.database is None or self.artifacts is None:
+                return self._experiment(client, experiment, None)
+            # Several creating one database at once would break it for good.
+            with FileLock(self.artifacts / ".store.lock"):
+                if not self.database.exists():
+                    self._create_database(self.database, self.artifacts)
+                return self._experiment(client, experiment, self.artifacts / experiment)
+        except MlflowException as error:
+            raise UserError(f"the tracking store {self.uri} cannot be used: {error}") from error
+
+    @staticmethod
+    def _experiment(client: Any, name: str, artifacts: Path | None) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                location = artifacts.as_uri() if artifacts else None
+                return client.create_experiment(name, artifact_location=location)
+            except MlflowException:
+                # Another client of a server may have been quicker.
+                found = client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise UserError(
+                f"tracking.experiment: '{name}' was deleted from the store; restore it in "
+                "MLflow's UI or choose another name, for example tracking.experiment=second"
+            )
+        return found.experiment_id
+
+    @staticmethod
+    def _create_database(database: Path, artifacts: Path) -> None:
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        with tempfile.TemporaryDirectory(dir=artifacts, prefix=".new-") as folder:
+            half_made = Path(folder) / "mlflow.db"
+            store = SqlAlchemyStore(f"sqlite:///{half_made}", artifacts.as_uri())
+            store.engine.dispose()
+            half_made.replace(database)
+
+
+class Run:
+    """A run that is being written; see `start`. Without a store, all of it is forgotten."""
+
+    def __init__(
+        self, store: Store | None, experiment: str, name: str, tags: Mapping[str, str]
+    ) -> None:
+        self.store = store
+        self.name = name
+        self.id = ""
+        self.experiment_id = ""
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
+        self._tasks: list[Future[object]] = []
+        self.write(lambda: self._open(experiment, tags))
+
+    def _open(self, experiment: str, tags: Mapping[str, str]) -> None:
+        assert self.store is not None
+        self.experiment_id = self.store.open(experiment)
+        run = _mlflow().start_run(
+            experiment_id=self.experiment_id, run_name=self.name, tags=dict(tags)
+        )
+        self.id = run.info.run_id
+
+    @property
+    def store_name(self) -> str:
+        """The store as a person would look for it."""
+        assert self.store is not None
+        return str(self.store.database or self.store.uri)
+
+    def wait_until_open(self) -> None:
+        """Block until the run exists in the store.
+
+        Raises:
+            UserError: The store cannot be used.
+        """
+        if self._tasks:
+            self._tasks[0].result()
+
+    def write(self, task: Callable[[], object]) -> None:
+        """Have something written after all that came before; a failure surfaces at the end."""
+        if self.store is not None:
+            self._tasks.append(self._writer.submit(task))
+
+    def params(self, params: Mapping[str, Any]) -> None:
+        """Log what was chosen."""
+        self.write(lambda: _mlflow().log_params(params))
+
+    def metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log figures of an epoch, in the given order."""
+        self.write(lambda: _mlflow().log_metrics(metrics, step=step))
+
+    def tags(self, tags: Mapping[str, str]) -> None:
+        """Log facts about the run."""
+        self.write(lambda: _mlflow().set_tags(tags))
+
+    def text(self, text: str, file: str) -> None:
+        """Keep a text file with the run."""
+        self.write(lambda: _mlflow().log_text(text, file))
+
+    def json(self, value: Mapping[str, Any], file: str) -> None:
+        """Keep nested values as a JSON file, arrays as lists and nan as null."""
+        self.text(json.dumps(_plain(value), indent=1), file)
+
+    def figure(self, file: str, draw: Callable[..., Figure], *arguments: Any) -> None:
+        """Draw a figure on the writing thread and keep it at the artifact root.
+
+        MLflow's compare page shows pictures only from there.
+        """
+
+        def task() -> None:
+            import mlflow
+
+            figure = draw(*arguments)
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / file
+                figure.savefig(path)
+                mlflow.log_artifact(str(path))
+
+        self.write(task)
+
+    def arrays(self, file: str, **arrays: np.ndarray) -> None:
+        """Keep arrays with the run, as a compressed .npz."""
+
+        def task() -> None:
+            import mlflow
+
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / file
+                np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
+                mlflow.log_artifact(str(path))
+
+        self.write(task)
+
+    def dataset(self, images: np.ndarray, name: str, digest: str, source: str) -> None:
+        """Log which data the run has used, by our own digest.
+
+        MLflow's would cover only the first 10,000 values; its column holds 36 characters.
+        """
+
+        def task() -> None:
+            import mlflow
+            from mlflow.data.code_dataset_source import CodeDatasetSource
+            from mlflow.data.numpy_dataset import NumpyDataset
+
+            origin = CodeDatasetSource({"source": source})
+            data = NumpyDataset(images, origin, name=name, digest=digest[:36])
+            mlflow.log_input(data, context="training")
+            mlflow.set_tag("data.digest", digest)
+
+        self.write(task)
+
+    def model(self, model: keras.Model, class_names: Sequence[str]) -> None:
+        """Keep the model: uint8 images in, float32 probabilities out, exact requirements."""
+
+        def task() -> None:
+            import mlflow.keras
+            from mlflow.models import ModelSignature
+            from mlflow.types import Schema, TensorSpec
+
+            def tensor(symbol: keras.KerasTensor) -> TensorSpec:
+                return TensorSpec(np.dtype(symbol.dtype), (-1, *symbol.shape[1:]))
+
+            mlflow.keras.log_model(
+                model,
+                name="model",
+                signature=ModelSignature(
+                    Schema([tensor(model.inputs[0])]), Schema([tensor(model.outputs[0])])
+                ),
+                metadata={"class_names": list(class_names)},
+                # Left to itself, MLflow loads the model in another process to find these out.
+                pip_requirements=[
+                    f"{library}=={metadata.version(library)}"
+                    for library in ("mlflow", "tensorflow", "keras", "numpy")
+                ],
+            )
+
+        self.write(task)
+
+    def close(self, status: str) -> None:
+        """Finish all writing and mark the run.
+
+        Raises:
+            UserError: Something could not be written; the run is then marked FAILED.
+        """
+        self.wait_until_open()
+        failure = next(filter(None, (task.exception() for task in self._tasks)), None)
+        self.write(lambda: _mlflow().end_run("FAILED" if failure else status))
+        self._writer.shutdown()
+        if failure and self.store:
+            raise UserError(
+                f"run {self.id} is incomplete, the store {self.store.uri} refused: {failure}"
+            ) from failure
+
+
+@contextmanager
+def start(
+    store: Store | None, experiment: str | None, name: str, tags: Mapping[str, str]
+) -> Iterator[Run]:
+    """Open a run, and close it as what it turns out to be.
+
+    Args:
+        store: Where to keep it; None: nowhere.
+        experiment: MLflow's experiment.
+        name: The run's name.
+        tags: Facts to be known from the start.
+
+    Yields:
+        The run, FINISHED after the block, FAILED with the reason as tag `failure` if the block
+        raises, KILLED after Ctrl-C or SIGTERM.
+
+    Raises:
+        UserError: The store cannot be used.
+    """
+    run = Run(store, experiment or DEFAULT_EXPERIMENT, name, tags)
+    try:
+        yield run
+    except KeyboardInterrupt:
+        run.close("KILLED")
+        raise
+    except BaseException as error:
+        reason = str(error) if isinstance(error, UserError) else traceback.format_exc()
+        run.tags({"failure": reason[-5000:]})
+        run.close("FAILED")
+        raise
+    else:
+        run.close("FINISHED")
+
+
+def load_model(uri: str, store: Store) -> tuple[keras.Model, tuple[str, ...] | None]:
+    """Reload a logged Keras model in Keras' safe mode, which runs no code from the file.
+
+    Args:
+        uri: runs:/RUN_ID/model, models:/NAME/VERSION or a folder.
+        store: The store that the first two refer to.
+
+    Returns:
+        The model, and the names of its classes if they were logged with it.
+
+    Raises:
+        UserError: There is no such model, or it is no Keras model.
+    """
+    import mlflow.keras
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(store.uri)
+    try:
+        model = mlflow.keras.load_model(uri)
+        metadata = mlflow.models.get_model_info(uri).metadata or {}
+    except (MlflowException, OSError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"model_uri: received '{uri}', which cannot be loaded as a Keras model: {reason}; "
+            "expected runs:/RUN_ID/model, models:/NAME/VERSION or a folder that MLflow wrote"
+        ) from None
+    names = metadata.get("class_names")
+    return model, tuple(names) if names else None
+
+
+def origin(uri: str) -> dict[str, str]:
+    """Return a tag that names the run a model came from, where its URI tells."""
+    parts = uri.removeprefix("runs:/").split("/")
+    return {"evaluated_run": parts[0]} if uri.startswith("runs:/") else {}
+
+
+def links(store: Store, experiment: str, run_id: str | None = None) -> dict[str, str]:
+    """Return links into MLflow's UI, without the server's address: a title and a path.
+
+    A fresh browser shows an experiment in a view for language models, with nothing of ours in
+    it, so every link names the view.
+
+    Raises:
+        UserError: There is no such run or experiment.
+    """
+    from mlflow.exceptions import MlflowException
+
+    _mlflow().set_tracking_uri(store.uri)
+    client = _mlflow().MlflowClient()
+    if store.database is not None and not store.database.exists():
+        raise UserError(
+            f"no runs: {store.database} does not exist; make a run with python -m fmnist_lab.run, "
+            "go to the folder you made one in, or name a store with --store"
+        )
+    found = {}
+    try:
+        if run_id:
+            run = client.get_run(run_id)
+            page = f"/#/experiments/{run.info.experiment_id}"
+            found[f"run {run.info.run_name}"] = f"{page}/runs/{run_id}"
+            found["all runs"] = f"{page}/runs?workflowType=machine_learning"
+            return found
+        known = client.get_experiment_by_name(experiment)
+    except MlflowException as error:
+        raise UserError(f"run '{run_id}' is not in {store.uri}: {error.message}") from None
+    if known is None:
+        raise UserError(
+            f"experiment '{experiment}' is not in {store.uri}; name one with --experiment"
+        )
+    return {"all runs": f"/#/experiments/{known.experiment_id}/runs?workflowType=machine_learning"}
+
+
+def newest_run(store: Store, experiment: str = DEFAULT_EXPERIMENT) -> str | None:
+    """Return the id of the newest finished run that has a model, or None."""
+    import mlflow
+
+    mlflow.set_tracking_uri(store.uri)
+    client = mlflow.MlflowClient()
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return None
+    runs = client.search_runs(
+        [found.experiment_id],
+        "attributes.status = 'FINISHED' and tags.job = 'train'",
+        order_by=["attributes.start_time DESC"],
+        max_results=1,
+    )
+    return runs[0].info.run_id if runs else None
+
+
+def _mlflow() -> Any:
+    """Return MLflow, imported only where it is needed: on the writing thread."""
+    import mlflow
+
+    # Its remarks on databases and artifacts would break into our lines.
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    return mlflow
+
+
+def _check_writable(database: Path, artifacts: Path) -> None:
+    """Refuse a store that training would end in vain for."""
+    try:
+        artifacts.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=artifacts):
+            pass
+        if database.exists():
+            with sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=30) as connection:
+                connection.execute("pragma user_version").fetchone()
+                if not os.access(database, os.W_OK):
+                    raise PermissionError(13, "Permission denied")
+    except (OSError, sqlite3.Error) as error:
+        raise UserError(
+            f"the store {database} cannot be written: {error}; choose another place, for example "
+            "tracking.uri=sqlite:////tmp/mlflow.db, or none with tracking=none"
+        ) from None
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it: arrays as lists, nan as null."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
