@@ -8,7 +8,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,24 +32,34 @@ class Device:
     threads: int
 
 
-def start(threads: int | None = None) -> Device:
+def start(threads: int | None = None, *, lean: bool = False) -> Device:
     """Import TensorFlow and Keras and settle what can only be settled once a process.
 
     Args:
         threads: Threads an operation may use; None: one for each core this process may use.
+        lean: Keep Keras from importing what only its scikit-learn wrappers and its image
+            galleries use; those two then do not work in this process. For our own programs.
 
     Returns:
         The device that training will run on.
 
     Raises:
-        UserError: TensorFlow is already running in this process with other threads.
+        UserError: There are fewer cores than that, or TensorFlow is already running in this
+            process with other threads.
     """
-    granted = threads or len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
+    if threads is not None and threads > cores:
+        raise UserError(
+            f"trainer.threads: received {threads}, but this process may use {cores} cores; expected "
+            f"a whole number from 1 to {cores}, or null for all"
+        )
+    granted = threads or cores
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     _keep_compiled_programs()
     with _quiet_start():
-        import keras
+        with _hidden("sklearn", "matplotlib.pyplot") if lean else nullcontext():
+            import keras
         import tensorflow as tf
 
         keras.config.disable_interactive_logging()
@@ -108,6 +118,18 @@ def _keep_compiled_programs() -> None:
         return
     flags = os.environ.get("TF_XLA_FLAGS", "")
     os.environ["TF_XLA_FLAGS"] = f"{flags} --tf_xla_persistent_cache_directory={folder}".strip()
+
+
+@contextmanager
+def _hidden(*modules: str) -> Iterator[None]:
+    """Make optional imports of modules fail for a while: 1.4 s of the 4 that Keras takes."""
+    hidden = [module for module in modules if module not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for module in hidden:
+            sys.modules.pop(module, None)
 
 
 @contextmanager

@@ -71,6 +71,8 @@ OptionalText = Annotated[str | None, Field(min_length=1, description="a text, or
 OptionalCount = Annotated[
     int | None, Field(ge=1, description="a whole number, 1 or more, or null for all")
 ]
+Fraction = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1")]
+Flag = Annotated[bool, Field(description="true or false")]
 Positive = Annotated[float, Field(gt=0, description="a finite number above 0")]
 OptionalPositive = Annotated[
     float | None, Field(gt=0, description="a finite number above 0, or null")
@@ -106,7 +108,7 @@ class Data(Section):
 
     dir: OptionalText
     cache_dir: OptionalText
-    download: Annotated[bool, Field(description="true or false")]
+    download: Flag
     train_limit: OptionalCount = Field(examples=[1000])
     test_limit: OptionalCount = Field(examples=[1000])
     validation_fraction: Share = Field(examples=[0.1])
@@ -165,10 +167,54 @@ class MlpModel(Buildable):
     dropout: Share = Field(examples=[0.2])
 
 
-class OwnModel(Buildable):
-    """Any function from outside that returns a Keras model; its arguments are checked by it."""
+class CnnModel(Buildable):
+    """A small convolutional network."""
+
+    filters: Annotated[
+        list[Count],
+        Field(
+            min_length=1,
+            description="a list of whole numbers, 1 or more, one a convolution",
+            examples=["[32,64]"],
+        ),
+    ]
+    dense_units: Annotated[
+        int, Field(ge=0, description="a whole number; 0 for no hidden layer", examples=[64])
+    ]
+    batch_norm: Flag
+    dropout: Share = Field(examples=[0.2])
+
+
+class Own(Buildable):
+    """Any function from outside; what it takes is checked against its signature when called."""
 
     model_config = ConfigDict(extra="allow")
+
+
+class ConstantSchedule(Buildable):
+    """One learning rate throughout."""
+
+
+class CosineSchedule(Buildable):
+    """Up in a line, down along a cosine."""
+
+    warmup: Share = Field(examples=[0.1])
+    start: Fraction = Field(examples=[0.04])
+    final: Fraction = Field(examples=[0.0])
+
+
+class WarmupSchedule(Buildable):
+    """Up in a line, then constant."""
+
+    warmup: Share = Field(examples=[0.05])
+
+
+class Augmentation(Section):
+    """Random changes to the training images."""
+
+    flip: Flag
+    shift: Annotated[int, Field(ge=0, le=27, description="pixels, from 0 to 27", examples=[2])]
+    erase: Fraction = Field(examples=[0.5])
 
 
 class Optimizer(Buildable):
@@ -214,6 +260,10 @@ class Trainer(Section):
     batch_size: Count = Field(examples=[32])
     engine: Annotated[Literal["auto", "xla", "graph"], Field(description="one of auto, xla, graph")]
     threads: OptionalCount = Field(examples=[1])
+    precision: Annotated[
+        Literal["float32", "bfloat16"], Field(description="one of float32, bfloat16")
+    ]
+    label_smoothing: Share = Field(examples=[0.1])
 
 
 class Tracking(Section):
@@ -235,6 +285,12 @@ class Job(Section):
 MODELS: dict[str, type[Buildable]] = {
     "fmnist_lab.models.linear": LinearModel,
     "fmnist_lab.models.mlp": MlpModel,
+    "fmnist_lab.models.cnn": CnnModel,
+}
+SCHEDULES: dict[str, type[Buildable]] = {
+    "fmnist_lab.schedules.constant": ConstantSchedule,
+    "fmnist_lab.schedules.cosine": CosineSchedule,
+    "fmnist_lab.schedules.warmup": WarmupSchedule,
 }
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "keras.optimizers.Adam": AdamOptimizer,
@@ -249,6 +305,9 @@ class Config(Section):
     data: Data
     model: SerializeAsAny[Buildable]
     optimizer: SerializeAsAny[Optimizer]
+    schedule: SerializeAsAny[Buildable]
+    augmentation: Augmentation
+    callbacks: dict[str, Own]
     trainer: Trainer
     tracking: Tracking
     job: Job
@@ -286,8 +345,10 @@ def schema(values: Mapping[str, Any]) -> dict[str, type[Section]]:
 
     return {
         "data": Data,
-        "model": MODELS.get(target("model"), OwnModel),
+        "model": MODELS.get(target("model"), Own),
         "optimizer": OPTIMIZERS.get(target("optimizer"), OwnOptimizer),
+        "schedule": SCHEDULES.get(target("schedule"), Own),
+        "augmentation": Augmentation,
         "trainer": Trainer,
         "tracking": Tracking,
         "job": Job,
@@ -311,7 +372,12 @@ def validate(values: Mapping[str, Any]) -> Config:
         name: _check(section, values.get(name), f"{name}.")
         for name, section in schema(values).items()
     }
-    config = _check(Config, {**values, **groups}, "")
+    callbacks = {
+        name: _check(Own, node, f"callbacks.{name}.")
+        for name, node in (values.get("callbacks") or {}).items()
+    }
+    config = _check(Config, {**values, **groups, "callbacks": callbacks}, "")
+    _check_choices(config)
     if config.job.name == "evaluate" and config.model_uri is None:
         raise UserError(
             "model_uri: received null, expected the model that job=evaluate is to reload; for "
@@ -323,6 +389,20 @@ def validate(values: Mapping[str, Any]) -> Config:
             "job=evaluate to evaluate an existing one"
         )
     return config
+
+
+def _check_choices(config: Config) -> None:
+    """Refuse to choose by validation figures where there are none, lest the test set be used."""
+    if config.data.validation_fraction > 0:
+        return
+    for name, callback in config.callbacks.items():
+        monitored = callback.arguments().get("monitor", "")
+        if str(monitored).startswith("val_"):
+            raise UserError(
+                f"callbacks.{name}: received monitor={monitored}, but no images are held out to "
+                "measure it on, and nothing is chosen on the test set; add for example "
+                "data.validation_fraction=0.1"
+            )
 
 
 def _check(section: type[S], node: Any, prefix: str) -> S:
@@ -356,6 +436,7 @@ def unknown_override(key: str) -> str:
         "": [Config],
         "model": list(MODELS.values()),
         "optimizer": list(OPTIMIZERS.values()),
+        "schedule": list(SCHEDULES.values()),
     }
     known = sections.get(group) or [schema({}).get(group, Config)]
     return unknown_key(key, list(dict.fromkeys(name for each in known for name in keys(each))))

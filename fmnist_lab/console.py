@@ -70,6 +70,13 @@ class Screen:
         """Return the display of a training loop, a context manager."""
         return TrainingDisplay(self.console, epochs, images)
 
+    def stopped(self, epoch: int) -> None:
+        """Say that a callback ended the training before its time."""
+        self.console.print(
+            f"A callback stopped the training after epoch {epoch}; its line above, and all that "
+            "follows, is of the model as the callback left it."
+        )
+
     def result(
         self, metrics: Mapping[str, float], history: Mapping[str, Sequence[float]], run: Run
     ) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import keras
 
     from fmnist_lab.backend import Device
+    from fmnist_lab.training import Recipe
 
 History = dict[str, list[float]]
 
@@ -38,25 +39,21 @@ def train(config: Config) -> dict[str, float]:
 
     store = None if config.tracking.kind == "none" else tracking.Store.locate(config.tracking.uri)
     dataset = load_data(config)
-    device = backend.start(config.trainer.threads)
+    device = backend.start(config.trainer.threads, lean=True)
 
     import keras
 
     from fmnist_lab import console, training
 
     keras.utils.set_random_seed(config.seed)
-    model = config.model.build(
-        image_shape=dataset.train_images.shape[1:], classes=len(dataset.class_names)
-    )
-    check_model(model, dataset, config.model.target)
-    optimizer = config.optimizer.build()
-    engine: str = config.trainer.engine
-    if engine == "auto":
-        engine = training.choose_engine(model)
+    model = build_model(config, dataset)
+    optimizer = build_optimizer(config, len(dataset.train_images))
+    callbacks = [callback.build() for callback in config.callbacks.values()]
+    recipe = build_recipe(config, model)
 
     screen = console.Screen()
-    screen.heading(config, dataset, device, model, engine)
-    tags = {**_identity(config, dataset, device), "job": "train", "engine": engine}
+    screen.heading(config, dataset, device, model, recipe.engine)
+    tags = {**_identity(config, dataset, device), "job": "train", "engine": recipe.engine}
     with (
         _signals(),
         tracking.start(store, config.tracking.experiment, run_name(config), tags) as run,
@@ -65,23 +62,23 @@ def train(config: Config) -> dict[str, float]:
         run.text(OmegaConf.to_yaml(OmegaConf.create(config.to_dict())), "config.yaml")
         run.dataset(dataset.train_images, dataset.name, dataset.digest, dataset.source)
         _draw_data(run, dataset)
-        arguments: dict[str, Any] = {
-            "optimizer": optimizer,
-            "batch_size": config.trainer.batch_size,
-            "engine": engine,
-        }
         images, labels = dataset.train_images, dataset.train_labels
-        training.compile_ahead(model, images, labels, **arguments)
-        run.wait_until_open()
+        training.compile_ahead(model, images, labels, optimizer, recipe)
+        # A server may be out of reach; our own files have been tried already, so need no wait.
+        if run.is_remote:
+            run.wait_until_open()
         history: History = defaultdict(list)
         with screen.training(config.trainer.epochs, len(images)) as display:
             for epoch in training.train(
                 model,
                 images,
                 labels,
-                **arguments,
+                optimizer,
                 epochs=config.trainer.epochs,
+                recipe=recipe,
                 seed=config.seed,
+                validation=_validation(dataset),
+                callbacks=callbacks,
                 on_progress=display.advance,
             ):
                 probabilities = _predict(model, dataset)
@@ -89,12 +86,15 @@ def train(config: Config) -> dict[str, float]:
                     **_metrics(probabilities, dataset),
                     "accuracy/fit": epoch.accuracy,
                     "loss/fit": epoch.loss,
+                    "learning_rate": epoch.learning_rate,
                     "images_per_second": epoch.images / epoch.seconds,
                 }
                 run.metrics(metrics, step=epoch.number)
                 for name, value in {"epoch": epoch.number, **metrics}.items():
                     history[name].append(value)
                 display.finished(epoch, metrics)
+        if epoch.number < config.trainer.epochs:
+            screen.stopped(epoch.number)
         _keep_results(run, probabilities["test"], dataset)
         _draw_curves(run, history)
         run.model(model, dataset.class_names)
@@ -117,7 +117,7 @@ def evaluate(config: Config) -> dict[str, float]:
     kept = config.tracking.kind != "none"
     store = tracking.Store.locate(config.tracking.uri, for_writing=kept)
     dataset = load_data(config)
-    device = backend.start(config.trainer.threads)
+    device = backend.start(config.trainer.threads, lean=True)
 
     from fmnist_lab import console
 
@@ -159,6 +159,44 @@ def load_data(config: Config) -> data.Dataset:
         test_limit=config.data.test_limit,
         validation_fraction=config.data.validation_fraction,
         seed=config.seed,
+    )
+
+
+def build_model(config: Config, dataset: data.Dataset) -> keras.Model:
+    """Build and check the model that a config describes."""
+    import keras
+
+    if config.trainer.precision == "bfloat16":
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = config.model.build(
+            image_shape=dataset.train_images.shape[1:], classes=len(dataset.class_names)
+        )
+    finally:
+        keras.config.set_dtype_policy("float32")
+    check_model(model, dataset, config.model.target)
+    return model
+
+
+def build_optimizer(config: Config, images: int) -> keras.Optimizer:
+    """Build the optimizer that a config describes, with its schedule over the whole run."""
+    steps = config.trainer.epochs * -(-images // config.trainer.batch_size)
+    rate = config.schedule.build(learning_rate=config.optimizer.learning_rate, steps=steps)
+    return config.optimizer.build(learning_rate=rate)
+
+
+def build_recipe(config: Config, model: keras.Model) -> Recipe:
+    """Build what a training step consists of, the engine decided."""
+    from fmnist_lab import training
+    from fmnist_lab.augmentation import Augmentation
+
+    chosen = config.augmentation.model_dump()
+    engine = config.trainer.engine
+    return training.Recipe(
+        batch_size=config.trainer.batch_size,
+        engine=training.choose_engine(model) if engine == "auto" else engine,
+        label_smoothing=config.trainer.label_smoothing,
+        augmentation=Augmentation(**chosen) if any(chosen.values()) else None,
     )
 
 
@@ -210,18 +248,22 @@ def params(config: Config) -> dict[str, Any]:
     flat: dict[str, Any] = {
         "model": config.model.target.removeprefix("fmnist_lab.models."),
         "optimizer": config.optimizer.target.removeprefix("keras.optimizers."),
+        "schedule": config.schedule.target.removeprefix("fmnist_lab.schedules."),
+        "callbacks": ", ".join(config.callbacks) or None,
         "seed": config.seed,
     }
-    for group, values in {
+    groups = {
         "model": config.model.arguments(),
         "optimizer": config.optimizer.arguments(),
+        "schedule": config.schedule.arguments(),
         "trainer": config.trainer.model_dump(exclude={"engine"}),
-        "data": config.data.model_dump(
-            include={"train_limit", "test_limit", "validation_fraction"}
-        ),
-    }.items():
-        flat |= {f"{group}.{name}": value for name, value in values.items() if value is not None}
-    return flat
+        # Zero or false is the same as not being there.
+        "augmentation": {k: v or None for k, v in config.augmentation.model_dump().items()},
+        "data": config.data.model_dump(exclude={"dir", "cache_dir", "download"}),
+    }
+    for group, values in groups.items():
+        flat |= {f"{group}.{name}": value for name, value in values.items()}
+    return {name: value for name, value in flat.items() if value is not None}
 
 
 def _identity(config: Config, dataset: data.Dataset, device: Device) -> dict[str, str]:
@@ -245,6 +287,12 @@ def _predict(model: keras.Model, dataset: data.Dataset) -> dict[str, np.ndarray]
         "validation": dataset.validation_images,
     }
     return {part: training.predict(model, images) for part, images in parts.items() if len(images)}
+
+
+def _validation(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray] | None:
+    if not len(dataset.validation_images):
+        return None
+    return dataset.validation_images, dataset.validation_labels
 
 
 def _metrics(probabilities: Mapping[str, np.ndarray], dataset: data.Dataset) -> dict[str, float]:

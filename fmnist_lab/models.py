@@ -53,6 +53,49 @@ def mlp(
     return keras.Sequential([*stack, _probabilities(classes)], name="mlp" if widths else "linear")
 
 
+def cnn(
+    image_shape: tuple[int, ...],
+    classes: int,
+    filters: Sequence[int] = (32, 64),
+    dense_units: int = 0,
+    batch_norm: bool = False,
+    dropout: float = 0.0,
+) -> keras.Model:
+    """Build a small convolutional network: 3x3 convolutions, each followed by 2x2 pooling.
+
+    Args:
+        image_shape: Shape of one image, (height, width).
+        classes: Number of classes.
+        filters: Filters of each convolution.
+        dense_units: Units of a hidden layer between the convolutions and the softmax; 0: none.
+        batch_norm: Normalise each convolution's output over the batch, before its relu.
+        dropout: Share of the last layer's inputs that is dropped in training, from 0 to 1.
+
+    Returns:
+        A model from uint8 (n, height, width) to float32 probabilities (n, classes).
+    """
+    stack: list[keras.Layer] = [
+        *_images(image_shape),
+        layers.Reshape((*image_shape, 1), name="channel"),
+    ]
+    for number, count in enumerate(filters, 1):
+        stack.append(
+            layers.Conv2D(
+                count, 3, padding="same", use_bias=not batch_norm, name=f"convolution_{number}"
+            )
+        )
+        if batch_norm:
+            stack.append(layers.BatchNormalization(name=f"norm_{number}"))
+        stack.append(layers.Activation("relu", name=f"relu_{number}"))
+        stack.append(layers.MaxPooling2D(name=f"pool_{number}"))
+    stack.append(layers.Flatten(name="flatten"))
+    if dense_units:
+        stack.append(layers.Dense(dense_units, activation="relu", name="hidden"))
+    if dropout:
+        stack.append(layers.Dropout(dropout, name="dropout"))
+    return keras.Sequential([*stack, _probabilities(classes)], name="cnn")
+
+
 def _images(image_shape: tuple[int, ...]) -> list[keras.Layer]:
     """Return the head of every model: raw images in, numbers from 0 to 1 out."""
     return [

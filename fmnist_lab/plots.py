@@ -367,6 +367,43 @@ def confident_mistakes(
     return page.figure
 
 
+def speed(timed: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Seconds an epoch of several contenders, one group of bars for each case.
+
+    Args:
+        timed: For each case, and in it for each contender, ours first, the seconds of its epochs.
+
+    Returns:
+        The figure: medians as bars, lowest to highest as lines, ratios to the first as text.
+    """
+    label = 4 + max(_widest(contenders, TEXT) for contenders in timed.values())
+    width, pitch = 200, 14
+    rows = [len(contenders) for contenders in timed.values()]
+    page = _Page(
+        label + width + 66,
+        sum(rows) * pitch + 34 * len(rows),
+        "Seconds to train an epoch of 60,000 images",
+        "Bar: median. Line: lowest to highest. Beside it: seconds, and how many times ours.",
+    )
+    top = 0.0
+    for case, contenders in timed.items():
+        page.text(0, top + 12, case, weight="bold")
+        medians = {name: float(np.median(times)) for name, times in contenders.items()}
+        ours = next(iter(medians.values()))
+        scale = width / max(max(times) for times in contenders.values())
+        for place, (name, times) in enumerate(contenders.items()):
+            y = top + 20 + place * pitch
+            color, ink = (BLUE, BLUE) if place == 0 else (GREY, INK)
+            page.text(label - 4, y + 8, name, color=ink, ha="right")
+            page.boxes([(label, y, label + medians[name] * scale, y + 10)], color)
+            low, high = label + min(times) * scale, label + max(times) * scale
+            page.line((low, y + 5), (high, y + 5), INK)
+            note = f"{medians[name]:.2f} s" + (f", {medians[name] / ours:.1f}x" if place else "")
+            page.text(max(high, label + medians[name] * scale) + 4, y + 8, note, color=ink)
+        top += 34 + len(contenders) * pitch
+    return page.figure
+
+
 class _Page:
     """A figure whose content is placed in points, (0, 0) at the top left under the title."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from cyclopts import App, Parameter
 
-from fmnist_lab import data, tracking
+from fmnist_lab import backend, data, tracking
 from fmnist_lab.errors import UserError, reported
 
 if TYPE_CHECKING:
@@ -82,8 +82,6 @@ def load(uri: str | None = None, *, store: str | None = None) -> Classifier:
         UserError: There is no such model, or it is no Keras model.
     """
     place = tracking.Store.locate(store, for_writing=False)
-    from fmnist_lab import backend
-
     backend.start()
     if uri is None:
         newest = tracking.newest_run(place)
@@ -134,6 +132,7 @@ def predict(
         pictures = [Picture(str(file), read_image(file)) for file in files]
         if index:
             pictures += _test_images(index, data_dir)
+        backend.start(lean=True)
         classifier = load(model, store=store)
         images = np.stack([picture.pixels for picture in pictures])
         probabilities = classifier.predict(images)

@@ -10,26 +10,48 @@ import json
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from fmnist_lab import evaluation
+from fmnist_lab.augmentation import Augmentation
 from fmnist_lab.errors import UserError
 
 # Long enough that a slice's launch costs nothing, short enough for a live display and Ctrl-C.
 SLICE_SECONDS = 0.5
 FIRST_SLICE = 64
 # The fastest that also bounds a convolution's memory. Rows come out the same in any batch.
-PREDICTION_BATCH = 1000
+PREDICTION_BATCH = 5000
 # Replicas that stay compiled: a sweep over seeds and rates needs one, one over widths a few.
 REPLICAS_KEPT = 4
 
 
 class DivergedError(UserError):
     """The loss became nan or infinite."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a step is taken; with the optimizer, all that a compiled program depends on.
+
+    Attributes:
+        batch_size: Images a step.
+        engine: "xla", "graph" or "auto"; see `choose_engine`.
+        label_smoothing: Share of each label spread evenly over all classes (Szegedy et al. 2016,
+            arXiv:1512.00567, section 7), from 0 to 1.
+        loss: A Keras loss of integer labels and probabilities, instead of cross-entropy.
+        augmentation: Random changes to the images of a step, or None.
+    """
+
+    batch_size: int = 32
+    engine: str = "auto"
+    label_smoothing: float = 0.0
+    loss: keras.losses.Loss | None = None
+    augmentation: Augmentation | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +62,8 @@ class Epoch:
         number: The epoch, from 1.
         loss: Mean training loss over the epoch's images, each under the weights of its moment.
         accuracy: Share of the epoch's images that were classified correctly, likewise.
+        validation: Scores of the model after the epoch on the validation images, if there are any.
+        learning_rate: The optimizer's rate in the epoch's last step.
         images: Images seen.
         seconds: Wall time of the training steps.
     """
@@ -47,6 +71,8 @@ class Epoch:
     number: int
     loss: float
     accuracy: float
+    validation: evaluation.Scores | None
+    learning_rate: float
     images: int
     seconds: float
 
@@ -55,76 +81,100 @@ def train(
     model: keras.Model,
     images: np.ndarray,
     labels: np.ndarray,
-    *,
     optimizer: keras.Optimizer,
+    *,
     epochs: int,
-    batch_size: int = 32,
+    recipe: Recipe = Recipe(),
     seed: int = 0,
-    engine: str = "auto",
-    loss: keras.losses.Loss | None = None,
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    first_epoch: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Epoch]:
     """Train a model, one epoch for each step of the iterator.
 
-    After each epoch, `model` and `optimizer` hold the current state, to be evaluated, saved or
+    After each epoch, `model` and `optimizer` hold the whole state, to be evaluated, saved or
     continued from. The order of the images depends on (seed, epoch) alone, and every image counts
     once an epoch: a smaller last batch is kept, as in `fit`.
+
+    With `use_ema`, `model` holds the averaged weights whenever it is not training, and the
+    optimizer the raw ones in the place of the averages.
 
     Args:
         model: A built Keras model from images to probabilities (n, classes).
         images: The training images, shape (n, ...), of the model's input dtype.
         labels: Their classes, shape (n,), integers.
-        optimizer: Any Keras optimizer. If it is already built for `model`, it goes on from there.
+        optimizer: Any Keras optimizer, with a constant rate or a schedule.
         epochs: The last epoch's number.
-        batch_size: Images a step.
-        seed: Decides the order of the images.
-        engine: "xla", "graph" or "auto"; see `choose_engine`.
-        loss: Defaults to sparse categorical cross-entropy.
+        recipe: How a step is taken.
+        seed: Decides the order of the images and their augmentation.
+        validation: Images and labels to score the model on after each epoch.
+        callbacks: Keras callbacks that act on epochs. Their logs hold loss, accuracy,
+            learning_rate and, with validation data, val_loss and val_accuracy.
+        first_epoch: The epoch to begin with, to continue what an earlier call has left.
         on_progress: Called now and then with (epoch, images seen in it).
 
     Yields:
-        Each finished epoch.
+        Each finished epoch, after its callbacks; fewer than `epochs` if one of them stops.
 
     Raises:
         DivergedError: The loss of an epoch is not finite.
-        UserError: The model cannot be rebuilt from its config.
+        UserError: The model cannot be rebuilt from its config, or a callback acts on batches.
     """
-    program = _program(model, optimizer, loss, choose_engine(model) if engine == "auto" else engine)
-    pixels, classes = tf.constant(images), tf.constant(labels, tf.int32)
-    for number in range(1, epochs + 1):
-        order = np.random.default_rng([seed, number]).permutation(len(images)).astype(np.int32)
-        program.load(model, optimizer)
-        started = time.perf_counter()
-        report = (lambda seen, n=number: on_progress(n, seen)) if on_progress else None
-        loss_sum, correct = program.run(pixels, classes, order, batch_size, report)
-        seconds = time.perf_counter() - started
-        program.store(model, optimizer)
-        if not math.isfinite(loss_sum):
-            raise DivergedError(
-                f"the training loss of epoch {number} is {loss_sum}: training diverged; try a "
-                "smaller optimizer.learning_rate, or optimizer.clipnorm=1"
+    program = _program(model, optimizer, recipe)
+    listeners = _Listeners(callbacks, model, optimizer, epochs)
+    with listeners:
+        for number in range(first_epoch, epochs + 1):
+            listeners.begin(number)
+            order = np.random.default_rng([seed, number]).permutation(len(images))
+            rates = _rates(optimizer, math.ceil(len(images) / recipe.batch_size))
+            program.load(model, optimizer)
+            report = (lambda seen, n=number: on_progress(n, seen)) if on_progress else None
+            started = time.perf_counter()
+            loss_sum, hits = program.run(images[order], labels[order], rates, seed, report)
+            seconds = time.perf_counter() - started
+            program.store(model, optimizer)
+            if not math.isfinite(loss_sum):
+                raise DivergedError(
+                    f"the training loss of epoch {number} is {loss_sum}: training diverged; try a "
+                    "smaller optimizer.learning_rate, or optimizer.clipnorm=1"
+                )
+            scores = None
+            if validation is not None:
+                scores = evaluation.scores(predict(model, validation[0]), validation[1])
+            epoch = Epoch(
+                number=number,
+                loss=loss_sum / len(images),
+                accuracy=hits / len(images),
+                validation=scores,
+                learning_rate=float(rates[-1]),
+                images=len(images),
+                seconds=seconds,
             )
-        yield Epoch(number, loss_sum / len(images), correct / len(images), len(images), seconds)
+            stop = listeners.end(epoch)
+            if stop:
+                # Before the last epoch is handed out, so that it finds restored weights in place.
+                listeners.finish()
+            yield epoch
+            if stop:
+                break
 
 
 def compile_ahead(
     model: keras.Model,
     images: np.ndarray,
     labels: np.ndarray,
-    *,
     optimizer: keras.Optimizer,
-    batch_size: int = 32,
-    engine: str = "auto",
-    loss: keras.losses.Loss | None = None,
+    recipe: Recipe,
 ) -> None:
     """Compile what `train` with the same arguments will need, without training a step.
 
     Compiling happens outside Python's lock, so other threads can get their work done meanwhile.
     """
-    program = _program(model, optimizer, loss, engine)
-    pixels, classes = tf.constant(images), tf.constant(labels, tf.int32)
-    for batches in _batches(np.zeros(len(images), np.int32), batch_size):
-        program.steps(pixels, classes, batches, *_span(0, 0), *_NOTHING)
+    program = _program(model, optimizer, recipe)
+    rates = _rates(optimizer, math.ceil(len(images) / recipe.batch_size))
+    for batches in _batches(images, labels, rates, recipe.batch_size):
+        program.steps(*batches, *_span(0, 0, 0), *_NOTHING)
 
 
 def predict(model: keras.Model, images: np.ndarray) -> np.ndarray:
@@ -149,6 +199,94 @@ def choose_engine(model: keras.Model) -> str:
     return "graph" if convolves and not tf.config.list_physical_devices("GPU") else "xla"
 
 
+class SmoothedCrossentropy(keras.losses.Loss):
+    """Cross-entropy of integer labels whose mass is partly spread over all classes."""
+
+    def __init__(self, label_smoothing: float) -> None:
+        super().__init__(name="smoothed_crossentropy")
+        self.label_smoothing = label_smoothing
+
+    def call(self, y_true: tf.Tensor, y_pred: tf.Tensor) -> tf.Tensor:
+        """Return the loss of each image, (n,), from labels (n,) and probabilities (n, classes)."""
+        return keras.losses.categorical_crossentropy(
+            tf.one_hot(tf.cast(y_true, tf.int32), y_pred.shape[-1]),
+            y_pred,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def get_config(self) -> dict[str, float]:
+        """Return the arguments to build it again."""
+        return {"label_smoothing": self.label_smoothing}
+
+
+class _Listeners:
+    """Keras callbacks around a loop that knows only epochs."""
+
+    def __init__(
+        self,
+        callbacks: Sequence[keras.callbacks.Callback],
+        model: keras.Model,
+        optimizer: keras.Optimizer,
+        epochs: int,
+    ) -> None:
+        for callback in callbacks:
+            _refuse_batch_hooks(callback)
+        self.callbacks = callbacks
+        self.model = model
+        self.optimizer = optimizer
+        self.epochs = epochs
+        self.finished = False
+
+    def __enter__(self) -> None:
+        self.model.stop_training = False
+        if self.callbacks:
+            # Where callbacks such as ReduceLROnPlateau look for it.
+            self.model.optimizer = self.optimizer
+        for callback in self.callbacks:
+            callback.set_params({"epochs": self.epochs, "verbose": 0})
+            callback.set_model(self.model)
+            callback.on_train_begin()
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
+        if self.callbacks:
+            self.model.optimizer = None
+
+    def begin(self, number: int) -> None:
+        for callback in self.callbacks:
+            callback.on_epoch_begin(number - 1)
+
+    def end(self, epoch: Epoch) -> bool:
+        logs = {
+            "loss": epoch.loss,
+            "accuracy": epoch.accuracy,
+            "learning_rate": epoch.learning_rate,
+        }
+        if epoch.validation:
+            logs |= {"val_loss": epoch.validation.loss, "val_accuracy": epoch.validation.accuracy}
+        for callback in self.callbacks:
+            callback.on_epoch_end(epoch.number - 1, logs)
+        return self.model.stop_training or epoch.number == self.epochs
+
+    def finish(self) -> None:
+        if not self.finished:
+            self.finished = True
+            for callback in self.callbacks:
+                callback.on_train_end()
+
+
+def _refuse_batch_hooks(callback: keras.callbacks.Callback) -> None:
+    base = keras.callbacks.Callback
+    hooks = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
+    used = [hook for hook in hooks if getattr(type(callback), hook) is not getattr(base, hook)]
+    # ModelCheckpoint and BackupAndRestore define the hook, and do nothing in it when told so.
+    if used and getattr(callback, "save_freq", None) != "epoch":
+        raise UserError(
+            f"callback {type(callback).__name__} acts on batches ({', '.join(used)}), but a whole "
+            "epoch runs as one compiled program; use one that acts on epochs"
+        )
+
+
 class _Replica:
     """A private copy of an architecture, compiled once and lent to every model that has it."""
 
@@ -168,54 +306,54 @@ class _Replica:
 class _Program:
     """A replica, an optimizer and the compiled steps that join them."""
 
-    def __init__(
-        self,
-        replica: _Replica,
-        optimizer: keras.Optimizer,
-        loss: keras.losses.Loss,
-        engine: str,
-    ) -> None:
+    def __init__(self, replica: _Replica, optimizer: keras.Optimizer, recipe: Recipe) -> None:
         self.model = replica.model
-        self.optimizer = type(optimizer).from_config(optimizer.get_config())
+        self.recipe = recipe
+        # The rate is fed step by step, so that neither it nor a schedule is compiled in.
+        settings = {**optimizer.get_config(), "learning_rate": 0.0}
+        self.optimizer = type(optimizer).from_config(settings)
         self.optimizer.build(self.model.trainable_variables)
-        self.loss = loss
-        self.steps = tf.function(self._steps, jit_compile=engine == "xla")
+        self.loss = _loss(recipe)
+        self.steps = tf.function(self._steps, jit_compile=_engine(self.model, recipe) == "xla")
 
     def load(self, model: keras.Model, optimizer: keras.Optimizer) -> None:
         """Take over the state of the caller's model and optimizer."""
         optimizer.build(model.trainable_variables)
+        _swap_averages(model, optimizer)
         _copy(model.variables, self.model.variables)
-        _copy(optimizer.variables, self.optimizer.variables)
+        _copy(_state(optimizer), _state(self.optimizer))
 
     def store(self, model: keras.Model, optimizer: keras.Optimizer) -> None:
         """Hand the state back."""
         _copy(self.model.variables, model.variables)
-        _copy(self.optimizer.variables, optimizer.variables)
+        _copy(_state(self.optimizer), _state(optimizer))
+        _swap_averages(model, optimizer)
 
     def run(
         self,
-        images: tf.Tensor,
-        labels: tf.Tensor,
-        order: np.ndarray,
-        batch_size: int,
-        report: Callable[[int], None] | None = None,
+        images: np.ndarray,
+        labels: np.ndarray,
+        rates: np.ndarray,
+        seed: int,
+        report: Callable[[int], None] | None,
     ) -> tuple[float, float]:
-        """Run one epoch in slices; return the sum of losses and the number correct.
+        """Train once on images in their order; return the sum of losses and the number correct.
 
-        The sums are carried from slice to slice, so that slicing changes no bit.
+        The epoch is run in slices, for a live display. The sums are carried from slice to slice,
+        so that slicing changes no bit.
         """
         sums, seen, length = _NOTHING, 0, FIRST_SLICE
-        for batches in _batches(order, batch_size):
-            steps, size = batches.shape
+        for batches in _batches(images, labels, rates, self.recipe.batch_size):
+            steps, size = batches[1].shape
             done = 0
             while done < steps:
                 started = time.perf_counter()
                 stop = min(steps, done + length)
-                sums = self.steps(images, labels, batches, *_span(done, stop), *sums)
+                sums = self.steps(*batches, *_span(seed, done, stop), *sums)
                 # Waits for the slice, which otherwise goes on in the background.
                 sums[0].numpy()
-                rate = (stop - done) / (time.perf_counter() - started)
-                length = max(1, int(rate * SLICE_SECONDS))
+                speed = (stop - done) / (time.perf_counter() - started)
+                length = max(1, int(speed * SLICE_SECONDS))
                 seen += (stop - done) * size
                 done = stop
                 if report:
@@ -226,43 +364,99 @@ class _Program:
         self,
         images: tf.Tensor,
         labels: tf.Tensor,
-        batches: tf.Tensor,
+        rates: tf.Tensor,
+        seed: tf.Tensor,
         start: tf.Tensor,
         stop: tf.Tensor,
         loss_sum: tf.Tensor,
-        correct: tf.Tensor,
+        hits: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        size, step = batches.shape[1], start
+        size, step = labels.shape[1], start
         # A range or a slice here would make XLA compile again for each start and stop.
         while step < stop:
-            batch = tf.gather(batches, step)
-            x, y = tf.gather(images, batch), tf.gather(labels, batch)
+            x, y = tf.gather(images, step), tf.gather(labels, step)
+            if self.recipe.augmentation is not None:
+                draw = tf.stack([seed, tf.cast(self.optimizer.iterations.value, tf.int32)])
+                x = self.recipe.augmentation(x, draw)
+            self.optimizer.learning_rate.assign(tf.gather(rates, step))
             with tf.GradientTape() as tape:
                 probabilities = self.model(x, training=True)
                 loss = tf.add_n([self.loss(y, probabilities), *self.model.losses])
             variables = self.model.trainable_variables
             self.optimizer.apply(tape.gradient(loss, variables), variables)
-            hits = tf.equal(tf.argmax(probabilities, axis=-1, output_type=tf.int32), y)
+            right = tf.equal(tf.argmax(probabilities, axis=-1, output_type=tf.int32), y)
             loss_sum += size * loss
-            correct += tf.reduce_sum(tf.cast(hits, tf.float32))
+            hits += tf.reduce_sum(tf.cast(right, tf.float32))
             step += 1
-        return loss_sum, correct
+        return loss_sum, hits
 
 
 # The sums of an epoch's losses and hits before its first step.
-_NOTHING = (np.float32(0), np.float32(0))
+_NOTHING = (tf.constant(0.0), tf.constant(0.0))
 
 
-def _batches(order: np.ndarray, batch_size: int) -> list[tf.Tensor]:
-    """Return an epoch's batches as int32 (steps, size): the full ones, then the smaller last."""
-    whole = len(order) // batch_size * batch_size
-    groups = [order[:whole].reshape(-1, batch_size), order[whole:].reshape(1, -1)]
-    return [tf.constant(group) for group in groups if group.size]
+def _batches(
+    images: np.ndarray, labels: np.ndarray, rates: np.ndarray, batch_size: int
+) -> list[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """Cut an epoch into batches, in order: all the full ones, then the smaller last.
+
+    Batches lie in one piece because gathering scattered images inside the compiled loop took a
+    quarter of its time.
+
+    Returns:
+        One or two groups of images (steps, size, ...), labels (steps, size) and rates (steps,).
+    """
+    steps = len(images) // batch_size
+    whole = steps * batch_size
+    groups = []
+    if steps:
+        shape = (steps, batch_size)
+        groups.append((images[:whole], labels[:whole], rates[:steps], shape))
+    if whole < len(images):
+        groups.append((images[whole:], labels[whole:], rates[steps:], (1, len(images) - whole)))
+    return [
+        (
+            tf.constant(x.reshape(*shape, *x.shape[1:])),
+            tf.constant(y.reshape(shape), tf.int32),
+            tf.constant(rate),
+        )
+        for x, y, rate, shape in groups
+    ]
 
 
-def _span(start: int, stop: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return bounds as tensors: as Python numbers, each pair would be compiled for."""
-    return tf.constant(start), tf.constant(stop)
+def _span(seed: int, start: int, stop: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return seed and bounds as tensors: Python numbers would each be compiled for."""
+    return tf.constant(np.uint32(seed).astype(np.int32)), tf.constant(start), tf.constant(stop)
+
+
+def _rates(optimizer: keras.Optimizer, steps: int) -> np.ndarray:
+    """Return the learning rate of each of the next steps, float32 (steps,)."""
+    schedule = optimizer._learning_rate
+    if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+        return np.full(steps, float(optimizer.learning_rate), np.float32)
+    first = int(optimizer.iterations.numpy())
+
+    @tf.function
+    def evaluate(positions: tf.Tensor) -> tf.Tensor:
+        return tf.map_fn(
+            lambda position: tf.cast(schedule(position), tf.float32),
+            positions,
+            fn_output_signature=tf.float32,
+        )
+
+    return evaluate(tf.range(first, first + steps)).numpy()
+
+
+def _loss(recipe: Recipe) -> keras.losses.Loss:
+    if recipe.loss is not None:
+        return recipe.loss
+    if recipe.label_smoothing:
+        return SmoothedCrossentropy(recipe.label_smoothing)
+    return keras.losses.SparseCategoricalCrossentropy()
+
+
+def _engine(model: keras.Model, recipe: Recipe) -> str:
+    return choose_engine(model) if recipe.engine == "auto" else recipe.engine
 
 
 _replicas: OrderedDict[str, _Replica] = OrderedDict()
@@ -286,26 +480,48 @@ def _replica(model: keras.Model) -> _Replica:
     return _replicas[key]
 
 
-def _program(
-    model: keras.Model,
-    optimizer: keras.Optimizer,
-    loss: keras.losses.Loss | None,
-    engine: str,
-) -> _Program:
-    """Return the compiled program of an architecture, optimizer, loss and engine."""
+def _program(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> _Program:
+    """Return the compiled program of an architecture, optimizer and recipe."""
     replica = _replica(model)
     settings = optimizer.get_config()
     # The rate is state, and the name counts up; neither is part of the program.
     del settings["learning_rate"], settings["name"]
-    loss = loss or keras.losses.SparseCategoricalCrossentropy()
+    loss = _loss(recipe)
     key = json.dumps(
-        [type(optimizer).__name__, settings, type(loss).__name__, loss.get_config(), engine],
+        [
+            type(optimizer).__name__,
+            settings,
+            type(loss).__name__,
+            loss.get_config(),
+            _engine(model, recipe),
+            recipe.batch_size,
+            repr(recipe.augmentation),
+        ],
         sort_keys=True,
         default=str,
     )
     if key not in replica.programs:
-        replica.programs[key] = _Program(replica, optimizer, loss, engine)
+        replica.programs[key] = _Program(replica, optimizer, recipe)
     return replica.programs[key]
+
+
+def _state(optimizer: keras.Optimizer) -> list[keras.Variable]:
+    """Return what an optimizer remembers; its rate, if a variable, is no memory of training."""
+    return [variable for variable in optimizer.variables if variable.name != "learning_rate"]
+
+
+def _swap_averages(model: keras.Model, optimizer: keras.Optimizer) -> None:
+    """Exchange the model's weights and the optimizer's averages of them, once there are any.
+
+    Done before and after each epoch, it keeps the averages in the model in between.
+    """
+    if not optimizer.use_ema or int(optimizer.iterations.numpy()) == 0:
+        return
+    averages = optimizer._model_variables_moving_average
+    for weight, average in zip(model.trainable_variables, averages, strict=True):
+        raw = weight.numpy()
+        weight.assign(average)
+        average.assign(raw)
 
 
 def _copy(source: list[keras.Variable], target: list[keras.Variable]) -> None:

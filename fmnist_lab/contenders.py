@@ -1,0 +1,267 @@
+"""Who the benchmark lets train: our engine, stock and tuned `fit`, a PyTorch loop, a JAX scan.
+
+Each contender sets itself up and returns a function that trains one epoch, to its end. All train
+the same networks, with Adam at Keras' defaults, on the same arrays held in memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from fmnist_lab import data
+
+EpochFunction = Callable[[], None]
+
+HIDDEN_UNITS = 128
+FILTERS = (32, 64)
+
+
+def ours(
+    network: str, batch_size: int, images: np.ndarray, labels: np.ndarray, precision: str
+) -> EpochFunction:
+    """Train with `training.train`."""
+    from fmnist_lab import training
+
+    model, optimizer = _keras_model(network, precision)
+    epochs: Iterator[training.Epoch] = training.train(
+        model,
+        images,
+        labels,
+        optimizer,
+        epochs=10**6,
+        recipe=training.Recipe(batch_size=batch_size),
+    )
+    return lambda: _drop(next(epochs))
+
+
+def fit(
+    network: str,
+    batch_size: int,
+    images: np.ndarray,
+    labels: np.ndarray,
+    precision: str,
+    **compile_options: Any,
+) -> EpochFunction:
+    """Train with `keras.Model.fit`, as the tutorial does unless told otherwise."""
+    model, optimizer = _keras_model(network, precision)
+    model.compile(
+        optimizer=optimizer,
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+        **compile_options,
+    )
+    return lambda: _drop(model.fit(images, labels, batch_size=batch_size, verbose=0))
+
+
+def torch_loop(
+    network: str, batch_size: int, images: np.ndarray, labels: np.ndarray, precision: str
+) -> EpochFunction:
+    """Train with a plain PyTorch loop over tensors in memory and fused Adam."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    torch.set_num_threads(_threads())
+    pixels = torch.from_numpy(images.astype(np.float32) / 255)
+    targets = torch.from_numpy(labels.astype(np.int64))
+    if network == "mlp":
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(784, HIDDEN_UNITS), nn.ReLU(), nn.Linear(HIDDEN_UNITS, 10)
+        )
+    else:
+        pixels = pixels[:, None]
+        model = nn.Sequential(
+            nn.Conv2d(1, FILTERS[0], 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(FILTERS[0], FILTERS[1], 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(FILTERS[1] * 49, 10),
+        )
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+
+    def epoch() -> None:
+        for batch in torch.randperm(len(pixels)).split(batch_size):
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+                loss = nn.functional.cross_entropy(model(pixels[batch]), targets[batch])
+            loss.backward()
+            optimizer.step()
+
+    return epoch
+
+
+def jax_scan(
+    network: str, batch_size: int, images: np.ndarray, labels: np.ndarray, precision: str
+) -> EpochFunction:
+    """Train with `jax.lax.scan` over the batches of an epoch, compiled as one program."""
+    import jax
+    import jax.numpy as jnp
+
+    if network != "mlp" or precision != "float32":
+        raise NotImplementedError("XLA's convolutions on a CPU are not worth waiting for")
+    rng = np.random.default_rng(0)
+
+    def layer(inputs: int, outputs: int) -> tuple[Any, Any]:
+        bound = math.sqrt(6 / (inputs + outputs))
+        weights = rng.uniform(-bound, bound, (inputs, outputs)).astype(np.float32)
+        return jnp.asarray(weights), jnp.zeros(outputs)
+
+    weights = (layer(784, HIDDEN_UNITS), layer(HIDDEN_UNITS, 10))
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+    state = (weights, zeros, zeros, jnp.zeros(()))
+    pixels = jnp.asarray(images.reshape(len(images), -1))
+    targets = jnp.asarray(labels.astype(np.int32))
+
+    def loss(weights: Any, x: Any, y: Any) -> Any:
+        hidden = jax.nn.relu(x.astype(jnp.float32) / 255 @ weights[0][0] + weights[0][1])
+        logits = hidden @ weights[1][0] + weights[1][1]
+        return -jax.nn.log_softmax(logits)[jnp.arange(len(y)), y].mean()
+
+    def step(state: Any, batch: Any) -> Any:
+        weights, first, second, count = state
+        value, gradient = jax.value_and_grad(loss)(weights, pixels[batch], targets[batch])
+        count += 1
+        rate = 0.001 * jnp.sqrt(1 - 0.999**count) / (1 - 0.9**count)
+        first = jax.tree.map(lambda m, g: m + (g - m) * 0.1, first, gradient)
+        second = jax.tree.map(lambda v, g: v + (g * g - v) * 0.001, second, gradient)
+        weights = jax.tree.map(
+            lambda w, m, v: w - rate * m / (jnp.sqrt(v) + 1e-7), weights, first, second
+        )
+        return (weights, first, second, count), value
+
+    scan = jax.jit(lambda state, batches: jax.lax.scan(step, state, batches))
+
+    def epoch() -> None:
+        nonlocal state
+        whole = len(images) // batch_size * batch_size
+        order = rng.permutation(len(images)).astype(np.int32)[:whole]
+        state, losses = scan(state, jnp.asarray(order.reshape(-1, batch_size)))
+        losses.block_until_ready()
+
+    return epoch
+
+
+CONTENDERS: dict[str, Callable[..., EpochFunction]] = {
+    "fmnist_lab": ours,
+    "fit": fit,
+    "fit, 50 steps a call": lambda *a: fit(*a, steps_per_execution=50, jit_compile=False),
+    "fit, 50 steps, XLA": lambda *a: fit(*a, steps_per_execution=50, jit_compile=True),
+    "fit, 1875 steps, XLA": lambda *a: fit(*a, steps_per_execution=1875, jit_compile=True),
+    "PyTorch loop": torch_loop,
+    "JAX scan": jax_scan,
+}
+# XLA's convolutions on a CPU take minutes an epoch, so only these are let in.
+WITH_CONVOLUTIONS = ("fmnist_lab", "fit", "fit, 50 steps a call", "PyTorch loop")
+
+
+def tutorial() -> None:
+    """Do what the tutorial does, as a plain script without tracking: train, evaluate, predict."""
+    import keras
+
+    dataset = data.load()
+    model, _ = _keras_model("mlp", "float32", rescale=False)
+    model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.fit(dataset.train_images / 255.0, dataset.train_labels, epochs=5)
+    print(model.evaluate(dataset.test_images / 255.0, dataset.test_labels, verbose=2))
+    print(model.predict(dataset.test_images / 255.0)[0], keras.__version__)
+
+
+def matrix_products(batch_size: int, seconds: float = 1.0) -> dict[str, float]:
+    """Measure the machine's float32 matrix products, in floating-point operations a second.
+
+    Returns:
+        Rates of a large square product ("square") and of the tutorial network's own three
+        largest products in turn ("network": forward, weight gradient), in a compiled loop.
+    """
+    import tensorflow as tf
+
+    inputs = tf.random.normal((batch_size, 784))
+    errors = tf.random.normal((batch_size, HIDDEN_UNITS))
+    weights = tf.random.normal((784, HIDDEN_UNITS))
+    square = tf.random.normal((1024, 1024))
+
+    @tf.function(jit_compile=True)
+    def network(repeats: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+        count = 0
+        while count < repeats:
+            # Each product feeds the next, so that none can be left out.
+            outputs = tf.matmul(inputs, weights)
+            weights = tf.matmul(inputs, outputs + errors, transpose_a=True)
+            count += 1
+        return weights
+
+    @tf.function(jit_compile=True)
+    def squares(repeats: tf.Tensor, matrix: tf.Tensor) -> tf.Tensor:
+        count = 0
+        while count < repeats:
+            matrix = tf.matmul(matrix, square)
+            count += 1
+        return matrix
+
+    def rate(function: Any, start: tf.Tensor, operations: float) -> float:
+        import time
+
+        function(tf.constant(2), start).numpy()
+        repeats, best, spent = 8, 0.0, 0.0
+        while spent < seconds:
+            began = time.perf_counter()
+            function(tf.constant(repeats), start).numpy()
+            took = time.perf_counter() - began
+            best, spent = max(best, operations * repeats / took), spent + took
+            repeats = max(8, int(repeats * 0.2 / took))
+        return best
+
+    return {
+        "square": rate(squares, square, 2 * 1024**3),
+        "network": rate(network, weights, 2 * 2 * batch_size * 784 * HIDDEN_UNITS),
+    }
+
+
+def network_operations(images: int) -> float:
+    """Floating-point operations in the products of one epoch of the tutorial's network.
+
+    Forward and weight gradient of both layers and the second layer's input gradient; the images
+    need no gradient.
+    """
+    return 2.0 * images * (2 * 784 * HIDDEN_UNITS + 3 * HIDDEN_UNITS * 10)
+
+
+def _keras_model(network: str, precision: str, rescale: bool = True) -> tuple[Any, Any]:
+    import keras
+
+    from fmnist_lab import models
+
+    keras.utils.set_random_seed(0)
+    if precision == "bfloat16":
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    if network == "cnn":
+        model = models.cnn((28, 28), 10, filters=FILTERS)
+    elif rescale:
+        model = models.mlp((28, 28), 10, hidden_units=HIDDEN_UNITS)
+    else:
+        model = keras.Sequential(
+            [
+                keras.Input((28, 28)),
+                keras.layers.Flatten(),
+                keras.layers.Dense(HIDDEN_UNITS, activation="relu"),
+                keras.layers.Dense(10, activation="softmax"),
+            ]
+        )
+    keras.config.set_dtype_policy("float32")
+    return model, keras.optimizers.Adam()
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _drop(_: object) -> None:
+    """Make an expression a statement."""
