@@ -50,8 +50,8 @@ def start(threads: int | None = None, *, lean: bool = False) -> Device:
     cores = len(os.sched_getaffinity(0))
     if threads is not None and threads > cores:
         raise UserError(
-            f"trainer.threads: received {threads}, but this process may use {cores} cores; expected "
-            f"a whole number from 1 to {cores}, or null for all"
+            f"trainer.threads: received {threads}, but this process may use {cores} "
+            f"cores; expected a whole number from 1 to {cores}, or null for all"
         )
     granted = threads or cores
     os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -63,6 +63,8 @@ def start(threads: int | None = None, *, lean: bool = False) -> Device:
         import tensorflow as tf
 
         keras.config.disable_interactive_logging()
+        # It warns of retracing, which is what a sweep over widths is.
+        tf.get_logger().setLevel("ERROR")
         current = tf.config.threading.get_intra_op_parallelism_threads()
         gpus = tf.config.list_physical_devices("GPU")
         if current != granted:

@@ -99,9 +99,17 @@ def torch_loop(
 
 
 def jax_scan(
-    network: str, batch_size: int, images: np.ndarray, labels: np.ndarray, precision: str
+    network: str,
+    batch_size: int,
+    images: np.ndarray,
+    labels: np.ndarray,
+    precision: str,
+    rescale_inside: bool = False,
 ) -> EpochFunction:
-    """Train with `jax.lax.scan` over the batches of an epoch, compiled as one program."""
+    """Train with `jax.lax.scan` over the batches of an epoch, compiled as one program.
+
+    The images are rescaled beforehand, as is usual, or like ours inside the step.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -117,11 +125,13 @@ def jax_scan(
     weights = (layer(784, HIDDEN_UNITS), layer(HIDDEN_UNITS, 10))
     zeros = jax.tree.map(jnp.zeros_like, weights)
     state = (weights, zeros, zeros, jnp.zeros(()))
-    pixels = jnp.asarray(images.reshape(len(images), -1))
+    flat = images.reshape(len(images), -1)
+    pixels = jnp.asarray(flat if rescale_inside else flat.astype(np.float32) / 255)
     targets = jnp.asarray(labels.astype(np.int32))
 
     def loss(weights: Any, x: Any, y: Any) -> Any:
-        hidden = jax.nn.relu(x.astype(jnp.float32) / 255 @ weights[0][0] + weights[0][1])
+        x = x.astype(jnp.float32) / 255 if rescale_inside else x
+        hidden = jax.nn.relu(x @ weights[0][0] + weights[0][1])
         logits = hidden @ weights[1][0] + weights[1][1]
         return -jax.nn.log_softmax(logits)[jnp.arange(len(y)), y].mean()
 
@@ -157,6 +167,7 @@ CONTENDERS: dict[str, Callable[..., EpochFunction]] = {
     "fit, 1875 steps, XLA": lambda *a: fit(*a, steps_per_execution=1875, jit_compile=True),
     "PyTorch loop": torch_loop,
     "JAX scan": jax_scan,
+    "JAX scan, uint8 images": lambda *a: jax_scan(*a, rescale_inside=True),
 }
 # XLA's convolutions on a CPU take minutes an epoch, so only these are let in.
 WITH_CONVOLUTIONS = ("fmnist_lab", "fit", "fit, 50 steps a call", "PyTorch loop")
