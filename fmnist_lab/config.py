@@ -12,10 +12,11 @@ import hashlib
 import inspect
 import json
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
+from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
 
 from fmnist_lab.errors import UserError
@@ -429,17 +430,27 @@ def _check(section: type[S], node: Any, prefix: str) -> S:
     )
 
 
-def unknown_override(key: str) -> str:
-    """Return the sentence about an override of a key that no chosen YAML file has."""
-    group = key.partition(".")[0] if "." in key else ""
-    sections: dict[str, list[type[Section]]] = {
-        "": [Config],
-        "model": list(MODELS.values()),
-        "optimizer": list(OPTIMIZERS.values()),
-        "schedule": list(SCHEDULES.values()),
-    }
-    known = sections.get(group) or [schema({}).get(group, Config)]
-    return unknown_key(key, list(dict.fromkeys(name for each in known for name in keys(each))))
+def unknown_override(key: str, overrides: Sequence[str]) -> str:
+    """Return the sentence about an override of a key that the chosen YAML files do not have."""
+    group, _, name = key.partition(".")
+    if not (conf_dir() / group).is_dir():
+        return unknown_key(key, keys(Config))
+    defaults = [
+        entry for entry in OmegaConf.load(conf_dir() / "config.yaml").defaults if entry != "_self_"
+    ]
+    choices = {each: option for entry in defaults for each, option in entry.items()}
+    choices |= dict(each.split("=", 1) for each in overrides if "=" in each)
+    chosen = choices[group]
+    first = name.partition(".")[0]
+    known = {each: _yaml_keys(group, each) for each in options(group)}
+    owners = [each for each, names in known.items() if first in names and each != chosen]
+    known_here = [each for each in known.get(chosen, []) if each != "_target_"]
+    sentence = unknown_key(f"{group}.{name}", known_here)
+    return f"{sentence}; {group}={owners[0]} has it" if owners else sentence
+
+
+def _yaml_keys(group: str, option: str) -> list[str]:
+    return [str(key) for key in OmegaConf.load(conf_dir() / group / f"{option}.yaml")]
 
 
 def keys(section: type[Section]) -> list[str]:
@@ -456,8 +467,9 @@ def unknown_key(key: str, known: list[str]) -> str:
     """Return the sentence about a key that does not exist, with the nearest that does."""
     parent, _, name = key.rpartition(".")
     near = difflib.get_close_matches(name, known, n=1)
+    listed = ", ".join(known) or "nothing"
     hint = f"; did you mean {'.'.join(filter(None, [parent, near[0]]))}?" if near else ""
-    return f"{key}: unknown key, expected one of {', '.join(known)}{hint}"
+    return f"{key}: unknown key, expected one of {listed}{hint}"
 
 
 def _shown(value: Any) -> str:

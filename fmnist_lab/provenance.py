@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import platform
 import shlex
 import socket
@@ -23,7 +24,7 @@ def tags() -> dict[str, str]:
     found = {
         "mlflow.source.name": command(),
         "mlflow.source.type": "LOCAL",
-        "mlflow.user": getpass.getuser(),
+        "mlflow.user": user(),
         "host": socket.gethostname(),
         "version.python": platform.python_version(),
         **{f"version.{library}": metadata.version(library) for library in LIBRARIES},
@@ -33,6 +34,14 @@ def tags() -> dict[str, str]:
         found["mlflow.source.git.commit"] = commit
         found["git.dirty"] = str(bool(_git("status", "--porcelain"))).lower()
     return found
+
+
+def user() -> str:
+    """Return the user's name, or number where a container has no name for it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def command() -> str:

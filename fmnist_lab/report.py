@@ -31,7 +31,15 @@ from rich.text import Text
 from fmnist_lab import statistics, study_plots
 from fmnist_lab.errors import UserError
 from fmnist_lab.statistics import Interval
-from fmnist_lab.study_plots import METRICS, grouped, order_key, ordered, short_names, shown
+from fmnist_lab.study_plots import (
+    METRICS,
+    grouped,
+    number,
+    order_key,
+    ordered,
+    short_names,
+    shown,
+)
 
 EPOCHS = "trainer.epochs"
 CHOICES = ("model", "optimizer", "schedule", "callbacks", "model_uri")
@@ -47,7 +55,7 @@ LEAST_FILLED, LONGEST_SIDE = 0.5, 40
 class Unused(NamedTuple):
     """A run that is in no mean, and why."""
 
-    name: str
+    run: str
     status: str
     reason: str
 
@@ -175,7 +183,7 @@ def terminal_table(runs: pd.DataFrame) -> Table:
     """
     study = take_apart(runs)
     headings, rows = _table(study)
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading in headings:
         table.add_column(Text(heading), justify="right")
     for row in rows:
@@ -188,7 +196,7 @@ def terminal_table(runs: pd.DataFrame) -> Table:
     if study.unused:
         page.add_row("")
         for run in study.unused:
-            page.add_row(Text(f"{run.name}  {run.status}  {run.reason}"))
+            page.add_row(Text("  ".join(run)))
     return page
 
 
@@ -232,7 +240,7 @@ def write(
         figure.savefig(folder / name)
     captions = {name: caption for name, (_, caption) in figures.items()}
     texts["report.md"] = _markdown(study, captions, title, command)
-    #    texts["report.html"] = _html(study, sides, points, title, command)
+    texts["report.html"] = _html(study, sides, points, title, command)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     return [folder / name for name in (*texts, *figures)]
@@ -249,7 +257,8 @@ def findings(study: Study) -> list[str]:
     """
     counts = Counter(study.runs["status"].astype(str))
     states = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    sentences = [f"{_count(len(study.runs), 'run')}: {states}; {len(study.used)} in the means."]
+    kept = "." if not study.unused else f"; {len(study.used)} in the means."
+    sentences = [f"{_count(len(study.runs), 'run')}: {states}{kept}"]
     fewest, most = int(study.summary["runs"].min()), int(study.summary["runs"].max())
     if most == 1:
         sentences.append("One seed a setting: no intervals, so differences may be chance.")
@@ -309,13 +318,13 @@ def gap_curves(study: Study, curves: pd.DataFrame) -> pd.DataFrame:
 
 def _parsed(runs: pd.DataFrame) -> pd.DataFrame:
     """Parameters as numbers, texts, tuples of numbers, or None, whatever they came as."""
-    return runs.assign(
-        **{
-            name: _column(map(_value, runs[name])).set_axis(runs.index)
-            for name in runs
-            if _is_parameter(name) or name == "seed"
-        }
-    )
+    parsed = {
+        name: _column(map(_value, runs[name])).set_axis(runs.index)
+        for name in runs
+        if _is_parameter(name) or name == "seed"
+    }
+    metrics = {name: runs[name].astype(float) for name in runs if "/" in name}
+    return runs.assign(**parsed, **metrics)
 
 
 def _value(value: Any) -> Any:
@@ -364,6 +373,8 @@ def _goes_without_saying(name: str, values: dict[str, list[Any]]) -> bool:
 def _lack(run: dict[str, Any]) -> str:
     """Why a run counts for nothing; empty if it does count."""
     if run["status"] != "FINISHED":
+        if run["status"] in ("RUNNING", "SCHEDULED"):
+            return "has not ended"
         failure = run.get("failure")
         return " ".join(failure.split())[:300] if isinstance(failure, str) else "no reason recorded"
     for metric in ("accuracy/test", "accuracy/gap"):
@@ -375,7 +386,7 @@ def _lack(run: dict[str, Any]) -> str:
 def _nothing(unused: Sequence[Unused]) -> str:
     if not unused:
         return "there are no runs to report on: expected at least one that is FINISHED"
-    reasons = "; ".join(f"{run.name} {run.status}: {run.reason}" for run in unused[:3])
+    reasons = "; ".join(f"{run.run} {run.status}: {run.reason}" for run in unused[:3])
     more = f"; and {len(unused) - 3} more" if len(unused) > 3 else ""
     return (
         f"none of {_count(len(unused), 'run')} finished, so there is nothing to report: {reasons}"
@@ -391,9 +402,7 @@ def _summary(used: pd.DataFrame, parameters: Sequence[str]) -> pd.DataFrame:
     }
     columns["runs"] = pd.Series([len(part) for part in settings.values()])
     for metric in METRICS:
-        known = [
-            _interval(part[metric] if metric in part else [math.nan]) for part in settings.values()
-        ]
+        known = [_interval(part.get(metric, [math.nan])) for part in settings.values()]
         for end in ("mean", "low", "high"):
             columns[f"{metric}/{end}"] = pd.Series([getattr(one, end) for one in known])
     return pd.DataFrame(columns)
@@ -454,16 +463,19 @@ def _has_no_order(levels: Iterable[Any]) -> bool:
 
 
 def _growth(study: Study) -> list[str]:
-    """Whether the gap differs between the ends of each of the two main parameters."""
+    """Whether the gap differs between the ends of each of the two main parameters.
+
+    The others are at their last values: a setting chosen by its results would bias the test.
+    """
     sentences = []
-    top = best(study.summary).iloc[0]
+    last = study.summary.iloc[-1]
     parts = grouped(study.used, study.parameters)
     for name in _sides(study, None):
         levels = ordered(study.summary[name])
         if _has_no_order(levels):
             continue
         settings = [
-            tuple(level if other == name else top[other] for other in study.parameters)
+            tuple(level if other == name else last[other] for other in study.parameters)
             for level in (levels[-1], levels[0])
         ]
         if len(set(settings)) < 2 or not all(setting in parts for setting in settings):
@@ -472,7 +484,7 @@ def _growth(study: Study) -> list[str]:
         seeds = [list(part["seed"]) for part in (high, low)] if "seed" in high else [[None]]
         paired = seeds[0] == seeds[-1] and None not in seeds[0]
         gaps = [part["accuracy/gap"].to_numpy(float) for part in (high, low)]
-        found = statistics.compare_groups(*gaps, paired=paired)
+        found = statistics.compare_groups(gaps[0], gaps[1], paired=paired)
         if math.isnan(found.p_value):
             continue
         short = short_names(study.parameters)[name]
@@ -480,7 +492,7 @@ def _growth(study: Study) -> list[str]:
             f"{short} {shown(levels[-1])}", f"{short} {shown(levels[0])}", "accuracy/gap"
         )
         rest = [other for other in study.parameters if other != name]
-        sentences.append((f"With {_named(top, rest)}: " if rest else "") + f"{words}.")
+        sentences.append((f"With {_named(last, rest)}: " if rest else "") + f"{words}.")
     return sentences
 
 
@@ -494,10 +506,10 @@ def _cell(row: pd.Series, metric: str) -> str:
     return _text(mean, high - mean)
 
 
-def _text(mean: float, half: float, between: str = " ") -> str:
+def _text(mean: float, half: float = math.nan, between: str = " ") -> str:
     if math.isnan(mean):
         return "-"
-    return f"{mean:.4f}" if math.isnan(half) else f"{mean:.4f}{between}± {half:.4f}"
+    return number(mean) if math.isnan(half) else f"{number(mean)}{between}± {number(half)}"
 
 
 def _table(study: Study) -> tuple[list[str], list[list[str]]]:
@@ -572,8 +584,7 @@ def _markdown(study: Study, captions: dict[str, str], title: str, command: str) 
     )
     blocks += [f"![{caption}]({name})" for name, caption in captions.items()]
     if study.unused:
-        rows = [list(run) for run in study.unused]
-        table = _pipes(["run", "status", "reason"], rows, right=False)
+        table = _pipes(Unused._fields, study.unused, right=False)
         blocks.append(f"## Runs that are in no mean\n\n{table}")
     return "\n\n".join(blocks) + "\n"
 
@@ -591,219 +602,44 @@ def _html(
     """One page with everything in it, plotly.js too, for a browser without a network."""
     from plotly.offline import get_plotlyjs
 
-    charts = _charts(study, sides, points)
-    config = {"displaylogo": False, "responsive": True}
-    sections = [
-        f"<section><h2>{html.escape(heading)}</h2><p>{html.escape(note)}</p>"
-        + chart.to_html(
-            full_html=False, include_plotlyjs=False, div_id=f"chart-{place}", config=config
+    config = {
+        "displaylogo": False,
+        "responsive": True,
+        "showSendToCloud": False,
+        "modeBarButtonsToRemove": ["lasso2d", "select2d"],
+    }
+    sections = []
+    for place, (heading, chart) in enumerate(_charts(study, sides, points)):
+        # A name of its own choosing would differ from one writing to the next.
+        drawn = chart.to_html(
+            config=config, include_plotlyjs=False, full_html=False, div_id=f"chart-{place}"
         )
-        + "</section>"
-        for place, (heading, note, chart) in enumerate(charts)
-    ]
+        sections.append(f"<h2>{html.escape(heading)}</h2>{drawn}")
+    sections.append(f"<h2>Settings</h2>{_html_table(*_table(study))}")
+    if study.unused:
+        table = _html_table(Unused._fields, study.unused)
+        sections.append(f"<h2>Runs that are in no mean</h2>{table}")
     short = short_names(study.parameters)
     metrics = [metric for metric in METRICS if metric in study.runs]
-    headings = ["run", "status", *short.values(), "seed", *(METRICS[m].lower() for m in metrics)]
-    runs = [
+    every = [
         [
-            str(run["name"]),
-            str(run["status"]),
-            *(shown(run[name]) for name in study.parameters),
-            shown(run.get("seed")),
-            *("" if math.isnan(run[metric]) else f"{run[metric]:.4f}" for metric in metrics),
+            *(str(run[name]) for name in ("name", "status")),
+            *(shown(run.get(name)) for name in (*short, "seed")),
+            *(_text(run[metric]) for metric in metrics),
         ]
         for run in study.runs.to_dict("records")
     ]
-    sections.append(f"<section><h2>Settings</h2>{_html_table(*_table(study))}</section>")
-    if study.unused:
-        table = _html_table(["run", "status", "reason"], [list(run) for run in study.unused])
-        sections.append(f"<section><h2>Runs that are in no mean</h2>{table}</section>")
-    sections.append(
-        f"<section><details><summary>All {_count(len(runs), 'run')}</summary>"
-        f"{_html_table(headings, runs)}</details></section>"
-    )
+    headings = ["run", "status", *short.values(), "seed", *(METRICS[m].lower() for m in metrics)]
+    summary = f"<summary>All {_count(len(every), 'run')}</summary>"
+    sections.append(f"<details>{summary}{_html_table(headings, every)}</details>")
     return _PAGE.substitute(
         title=html.escape(title),
         command=html.escape(command),
         findings="".join(f"<p>{html.escape(sentence)}</p>" for sentence in findings(study)),
-        sections="\n".join(sections),
+        sections="\n".join(f"<section>{section}</section>" for section in sections),
         plotly=get_plotlyjs(),
+        fonts=_FONTS,
     )
-
-
-def _charts(study: Study, sides: Sequence[str], points: pd.DataFrame) -> list[tuple[str, str, Any]]:
-    """Heading, note and plotly figure of each chart."""
-    from plotly import graph_objects as go
-
-    short = short_names(study.parameters)
-    charts: list[tuple[str, str, Any]] = []
-    if len(sides) == 2:
-        grids = [tuple(sides), *(pair for pair in _grids(study) if set(pair) != set(sides))]
-        for metric in study_plots.PAIR:
-            chart, note = _heat_maps(study.summary, grids, metric)
-            charts.append((METRICS[metric], note, chart))
-    elif sides:
-        charts += [_against(study.summary, sides[0], metric) for metric in study_plots.PAIR]
-    if len(points):
-        charts.append(_gap_lines(study, sides, points))
-    color = _roles(study.summary, sides)[0] if sides else None
-    chart = go.Figure(layout=_LAYOUT)
-    levels = ordered(study.used[color]) if color else [None]
-    for level, hue in zip(levels, study_plots.palette(levels), strict=True):
-        part = (
-            study.used[study.used[color].map(lambda v, at=level: v == at)] if color else study.used
-        )
-        chart.add_scatter(
-            x=part["accuracy/gap"],
-            y=part["accuracy/test"],
-            text=part["name"].astype(str).map(html.escape),
-            name=html.escape(shown(level)),
-            mode="markers",
-            marker={"color": hue, "size": 9, "line": {"color": "white", "width": 0.5}},
-            hovertemplate="<b>%{text}</b><br>test %{y:.4f}<br>gap %{x:.4f}<extra></extra>",
-        )
-    chart.update_layout(
-        xaxis_title="Accuracy gap",
-        yaxis_title="Test accuracy",
-        showlegend=1 < len(levels) <= study_plots.MOST_GROUPS,
-        legend_title=short[color] if color else None,
-    )
-    charts.append(("Test accuracy against the gap", "Each point is a run.", chart))
-    return charts
-
-
-def _heat_maps(
-    summary: pd.DataFrame, grids: Sequence[Sequence[str]], metric: str
-) -> tuple[Any, str]:
-    """A heat map for each pair of parameters, one to be seen at a time, and a note on the first."""
-    from plotly import graph_objects as go
-
-    names = short_names(study_plots.parameters_of(summary))
-    hue, depths = study_plots.PAIR[metric], np.linspace(0, 1, 21)
-    scale = [
-        [float(depth), "rgb({:.0f},{:.0f},{:.0f})".format(*(255 * color))]
-        for depth, color in zip(depths, study_plots.shades(depths, hue), strict=True)
-    ]
-    chart = go.Figure(layout=_LAYOUT)
-    notes, buttons = [], []
-    for place, (x, y) in enumerate(grids):
-        columns, rows = ordered(summary[x]), ordered(summary[y])
-        means, halves, note = study_plots.cells(summary, x, y, metric)
-        low, high = study_plots.span(means, pad=0)
-        texts = [
-            [_text(mean, half, "<br>") for mean, half in zip(*line, strict=True)]
-            for line in zip(means, halves, strict=True)
-        ]
-        written = max(len(columns), len(rows)) <= study_plots.MOST_CELLS
-        chart.add_heatmap(
-            x=[html.escape(shown(value)) for value in columns],
-            y=[html.escape(shown(value)) for value in rows],
-            z=means,
-            zmin=low,
-            zmax=high,
-            text=texts,
-            texttemplate="%{text}" if written else "",
-            hovertemplate=f"{names[x]} %{{x}}<br>{names[y]} %{{y}}<br>%{{text}}<extra></extra>",
-            colorscale=scale,
-            colorbar={"thickness": 12, "outlinewidth": 0},
-            xgap=2,
-            ygap=2,
-            hoverongaps=False,
-            visible=place == 0,
-        )
-        titles = {
-            "xaxis.title.text": names[x].capitalize(),
-            "yaxis.title.text": names[y].capitalize(),
-        }
-        seen = {"visible": [place == other for other in range(len(grids))]}
-        label = f"{names[x]} and {names[y]}"
-        buttons.append({"label": label, "method": "update", "args": [seen, titles]})
-        notes.append(note)
-    chart.update_layout(buttons[0]["args"][1])
-    chart.update_layout(height=max(360, min(900, 140 + 52 * len(ordered(summary[grids[0][1]])))))
-    # Else plotly takes "32" for a number and spaces widths by their size.
-    chart.update_xaxes(type="category", showgrid=False)
-    chart.update_yaxes(type="category", showgrid=False)
-    if len(grids) > 1:
-        place = {"x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"}
-        chart.update_layout(updatemenus=[{"buttons": buttons, **place}], margin_t=60)
-    return chart, notes[0]
-
-
-def _against(summary: pd.DataFrame, x: str, metric: str) -> tuple[str, str, Any]:
-    """Heading, note and chart of a metric against one parameter."""
-    from plotly import graph_objects as go
-
-    name = short_names(study_plots.parameters_of(summary))[x]
-    mean, low, high = study_plots.mean_low_high(summary, metric)
-    text = not all(isinstance(value, int | float) for value in summary[x])
-    chart = go.Figure(layout=_LAYOUT)
-    chart.add_scatter(
-        x=[html.escape(shown(value)) if text else value for value in summary[x]],
-        y=mean,
-        error_y={"array": high - mean, "arrayminus": mean - low, "thickness": 1.2},
-        mode="lines+markers" if summary[x].is_unique and not text else "markers",
-        marker={"color": study_plots.PAIR[metric], "size": 8},
-        line={"color": study_plots.PAIR[metric]},
-        hovertemplate=f"{name} %{{x}}<br>%{{y:.4f}}<extra></extra>",
-    )
-    chart.update_layout(xaxis_title=name.capitalize(), yaxis_title=METRICS[metric])
-    chart.update_xaxes(type="category" if text else "-")
-    note = study_plots.interval_note(summary["runs"], study_plots.BARS)
-    return f"{METRICS[metric]} by {name}", note, chart
-
-
-def _gap_lines(study: Study, sides: Sequence[str], points: pd.DataFrame) -> tuple[str, str, Any]:
-    """Heading, note and chart of the gap against epochs."""
-    from plotly import graph_objects as go
-
-    group = _groups(study, sides)
-    names = short_names(study.parameters)
-    levels = ordered(points[group[0]]) if group else [None]
-    hues = dict(
-        zip(levels, study_plots.palette(levels) if group else [study_plots.RED], strict=True)
-    )
-    dashes: dict[Any, str] = {}
-    chart = go.Figure(layout=_LAYOUT)
-    for setting, line in grouped(points, group).items():
-        line = line.sort_values("epoch")
-        level = setting[0] if setting else None
-        dash = dashes.setdefault(setting[1:], _DASHES[len(dashes) % len(_DASHES)])
-        label = html.escape(", ".join(map(shown, setting)))
-        both = {"legendgroup": label, "name": label}
-        if line["low"].notna().any():
-            around = pd.concat([line["high"], line["low"][::-1]])
-            chart.add_scatter(
-                x=pd.concat([line["epoch"], line["epoch"][::-1]]),
-                y=around.astype(float),
-                fill="toself",
-                fillcolor=hues[level],
-                opacity=0.15,
-                line={"width": 0},
-                mode="lines",
-                hoverinfo="skip",
-                showlegend=False,
-                **both,
-            )
-        chart.add_scatter(
-            x=line["epoch"],
-            y=line["mean"].astype(float),
-            text=[
-                _text(*row) for row in zip(line["mean"], line["high"] - line["mean"], strict=True)
-            ],
-            line={"color": hues[level], "width": 2.2, "dash": dash},
-            mode="lines+markers" if len(line) <= 12 else "lines",
-            hovertemplate=f"<b>{label}</b><br>epoch %{{x}}<br>%{{text}}<extra></extra>",
-            showlegend=bool(group),
-            **both,
-        )
-    chart.update_layout(
-        xaxis_title="Epoch",
-        yaxis={"title": "Accuracy gap", "rangemode": "tozero"},
-        legend_title=", ".join(names[name] for name in group),
-    )
-    note = study_plots.interval_note(points["runs"], study_plots.BANDS)
-    return "Accuracy gap against epoch", f"{note} Click a name to hide its line.", chart
 
 
 def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -815,20 +651,205 @@ def _html_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide">{table}</div>'
 
 
+def _charts(study: Study, sides: Sequence[str], points: pd.DataFrame) -> list[tuple[str, Any]]:
+    """Heading and plotly figure of each chart."""
+    charts: list[tuple[str, Any]] = []
+    for metric in study_plots.PAIR:
+        if len(sides) == 2:
+            grids = [tuple(sides), *(pair for pair in _grids(study) if set(pair) != set(sides))]
+            charts.append((METRICS[metric], _heat_maps(study.summary, grids, metric)))
+        elif sides:
+            charts.append((METRICS[metric], _against(study.summary, sides[0], metric)))
+    if len(points):
+        charts.append(("Accuracy gap against epoch", _gap_lines(points, _groups(study, sides))))
+    color = _roles(study.summary, sides)[0] if sides else None
+    charts.append(("Test accuracy against the gap", _run_points(study, color)))
+    return charts
+
+
+def _chart(note: str, x: str, y: str) -> Any:
+    from plotly import graph_objects as go
+
+    axis = {"gridcolor": "#e8e8e8", "zeroline": False, "linecolor": "#999999", "automargin": True}
+    small = {"size": 13, "color": study_plots.GREY, "weight": "normal"}
+    return go.Figure(
+        layout={
+            "template": "none",
+            "font": {"family": _FONTS, "size": 14, "color": study_plots.INK},
+            "title": {"text": note, "font": small, "x": 0, "y": 1, "yanchor": "top", "pad_t": 4},
+            "height": 460,
+            "margin": {"l": 70, "r": 20, "t": 44, "b": 56},
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#aaaaaa", "activecolor": "#222222"},
+            "legend": {"title": {"font": {"size": 13}}, "font": {"size": 13}},
+            "hoverlabel": {"bgcolor": "white", "font": {"family": _FONTS}},
+            "xaxis": axis | {"title": {"text": x}},
+            "yaxis": axis | {"title": {"text": y}},
+        }
+    )
+
+
+def _heat_maps(summary: pd.DataFrame, grids: Sequence[Sequence[str]], metric: str) -> Any:
+    """A heat map for each pair of parameters, one to be seen at a time."""
+    names = short_names(study_plots.parameters_of(summary))
+    depths = np.linspace(0, 1, 21)
+    shades = 255 * study_plots.shades(depths, study_plots.PAIR[metric])
+    scale = [
+        [depth, f"rgb({red:.0f},{green:.0f},{blue:.0f})"]
+        for depth, (red, green, blue) in zip(depths.tolist(), shades, strict=True)
+    ]
+    chart = _chart("", "", "")
+    buttons = []
+    for place, (x, y) in enumerate(grids):
+        means, halves, note = study_plots.cells(summary, x, y, metric)
+        low, high = study_plots.span(means, pad=0)
+        across, up = ([html.escape(shown(v)) for v in ordered(summary[name])] for name in (x, y))
+        texts = np.vectorize(_text, otypes=[object])(means, halves, "<br>")
+        chart.add_heatmap(
+            x=across,
+            y=up,
+            z=means,
+            zmin=low,
+            zmax=high,
+            text=texts,
+            hovertemplate=f"{names[x]} %{{x}}<br>{names[y]} %{{y}}<br>%{{text}}<extra></extra>",
+            colorscale=scale,
+            colorbar={"thickness": 12, "outlinewidth": 0},
+            xgap=2,
+            ygap=2,
+            hoverongaps=False,
+            visible=place == 0,
+        )
+        # Written by a trace of its own, as plotly's choice of ink is hard to read on middle tones.
+        written = max(means.shape) <= study_plots.MOST_CELLS
+        inks = study_plots.inks(means, metric)
+        chart.add_scatter(
+            x=across * len(up),
+            y=np.repeat(up, len(across)),
+            text=texts.ravel() if written else None,
+            textfont={"color": inks.ravel(), "size": 12},
+            mode="text",
+            hoverinfo="skip",
+            showlegend=False,
+            visible=place == 0,
+        )
+        seen = {"visible": [place == index // 2 for index in range(2 * len(grids))]}
+        titles = {
+            "title.text": note,
+            "xaxis.title.text": names[x].capitalize(),
+            "yaxis.title.text": names[y].capitalize(),
+            "height": max(320, min(900, 150 + 50 * len(up))),
+        }
+        label = f"{names[x]} and {names[y]}"
+        buttons.append({"label": label, "method": "update", "args": [seen, titles]})
+    chart.update_layout(buttons[0]["args"][1])
+    # Else plotly takes "32" for a number and spaces widths by their size.
+    chart.update_xaxes(type="category", showgrid=False)
+    chart.update_yaxes(type="category", showgrid=False)
+    if len(grids) > 1:
+        menu = {"buttons": buttons, "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"}
+        chart.update_layout(updatemenus=[menu], margin_t=80)
+    return chart
+
+
+def _against(summary: pd.DataFrame, x: str, metric: str) -> Any:
+    """A metric against one parameter."""
+    name = short_names(study_plots.parameters_of(summary))[x]
+    mean, _, high = study_plots.mean_low_high(summary, metric)
+    note = study_plots.interval_note(summary["runs"], study_plots.BARS)
+    chart = _chart(note, name.capitalize(), METRICS[metric])
+    numeric = all(isinstance(value, int | float) for value in summary[x])
+    order = np.argsort(summary[x].to_numpy(float)) if numeric else np.arange(len(summary))
+    chart.add_scatter(
+        x=[
+            summary[x].iloc[i] if numeric else html.escape(shown(summary[x].iloc[i])) for i in order
+        ],
+        y=mean[order],
+        error_y={"array": (high - mean)[order], "thickness": 1.2},
+        mode="lines+markers" if summary[x].is_unique and numeric else "markers",
+        marker={"color": study_plots.PAIR[metric], "size": 8},
+        hovertemplate=f"{name} %{{x}}<br>%{{y:.4f}}<extra></extra>",
+    )
+    levels = ordered(summary[x])
+    if not numeric:
+        chart.update_xaxes(type="category")
+    elif study_plots.is_geometric(levels):
+        chart.update_xaxes(type="log")
+        if len(levels) <= study_plots.MOST_GROUPS:
+            chart.update_xaxes(tickvals=levels, ticktext=[shown(level) for level in levels])
+    return chart
+
+
+def _gap_lines(points: pd.DataFrame, group: Sequence[str]) -> Any:
+    """The accuracy gap against epochs."""
+    levels = ordered(points[group[0]]) if group else [None]
+    hues = dict(zip(levels, study_plots.palette(levels), strict=True))
+    dashes: dict[Any, str] = {}
+    note = study_plots.interval_note(points["runs"], study_plots.BANDS)
+    chart = _chart(note, "Epoch", "Accuracy gap")
+    for setting, line in grouped(points, group).items():
+        line = line.sort_values("epoch")
+        hue = hues[setting[0] if setting else None]
+        label = html.escape(", ".join(map(shown, setting)))
+        # Both traces of a setting are hidden together.
+        both: dict[str, Any] = {"legendgroup": label, "name": label, "mode": "lines"}
+        back = line[::-1]
+        chart.add_scatter(
+            x=[*line["epoch"], *back["epoch"]],
+            y=[*line["high"], *back["low"]],
+            fill="toself",
+            fillcolor=hue,
+            opacity=0.15,
+            line={"width": 0},
+            hoverinfo="skip",
+            showlegend=False,
+            **both,
+        )
+        halves = line["high"] - line["mean"]
+        chart.add_scatter(
+            x=line["epoch"].tolist(),
+            y=line["mean"].tolist(),
+            text=[_text(*row) for row in zip(line["mean"], halves, strict=True)],
+            line={
+                "color": hue,
+                "width": 2.2,
+                "dash": dashes.setdefault(setting[1:], _DASHES[len(dashes) % len(_DASHES)]),
+            },
+            hovertemplate=f"<b>{label}</b><br>epoch %{{x}}<br>%{{text}}<extra></extra>",
+            showlegend=bool(group),
+            **both,
+        )
+    names = short_names(group)
+    chart.update_layout(legend_title_text=", ".join(names.values()), yaxis_rangemode="tozero")
+    chart.update_layout(legend_traceorder="reversed")
+    return chart
+
+
+def _run_points(study: Study, color: str | None) -> Any:
+    """Test accuracy against gap, every run."""
+    chart = _chart("Each point is a run.", "Accuracy gap", "Test accuracy")
+    parts = grouped(study.used, [color] if color else [])
+    levels = ordered(level for (level,) in parts) if color else [None]
+    for level, hue in zip(levels, study_plots.palette(levels), strict=True):
+        part = parts[(level,) if color else ()]
+        chart.add_scatter(
+            x=part["accuracy/gap"].tolist(),
+            y=part["accuracy/test"].tolist(),
+            text=[html.escape(str(name)) for name in part["name"]],
+            name=html.escape(shown(level)),
+            mode="markers",
+            marker={"color": hue, "size": 9, "line": {"color": "white", "width": 0.5}},
+            hovertemplate="<b>%{text}</b><br>test %{y:.4f}<br>gap %{x:.4f}<extra></extra>",
+        )
+    chart.update_layout(
+        showlegend=1 < len(levels) <= study_plots.MOST_GROUPS,
+        legend_title_text=short_names(study.parameters)[color] if color else "",
+        legend_traceorder="reversed",
+    )
+    return chart
+
+
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-_AXIS = {"gridcolor": "#e8e8e8", "zeroline": False, "linecolor": "#999999", "automargin": True}
-_LAYOUT = {
-    "template": "none",
-    "font": {"family": _FONTS, "size": 14, "color": study_plots.INK},
-    "margin": {"l": 70, "r": 20, "t": 16, "b": 56},
-    "height": 460,
-    "xaxis": _AXIS,
-    "yaxis": _AXIS,
-    "hoverlabel": {"bgcolor": "white", "font": {"family": _FONTS}},
-    "paper_bgcolor": "rgba(0,0,0,0)",
-    "plot_bgcolor": "rgba(0,0,0,0)",
-}
 _PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
@@ -837,8 +858,8 @@ _PAGE = Template("""<!doctype html>
 <title>$title</title>
 <style>
 :root { color-scheme: light; }
-body { margin: 0; background: #f6f7f9; color: #222; line-height: 1.5;
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+body { margin: 0; background: #f6f7f9; color: #222;
+  font: 16px/1.5 $fonts; }
 main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 12px; letter-spacing: -0.01em; }
 h2 { font-size: 1.2rem; margin: 0 0 4px; }
@@ -847,12 +868,12 @@ pre { background: #22272e; color: #e6e6e6; padding: 12px 16px; border-radius: 8p
   white-space: pre-wrap; overflow-wrap: anywhere; font-size: 0.85rem; }
 section { background: white; border: 1px solid #e2e5e9; border-radius: 10px; padding: 20px;
   margin-top: 20px; }
-section > p { color: #6e6e6e; font-size: 0.9rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 0.88rem; margin-top: 8px;
   font-variant-numeric: tabular-nums; }
-th { text-align: left; border-bottom: 2px solid #ccc; cursor: pointer; white-space: nowrap; }
-th, td { padding: 5px 14px 5px 0; }
+th { border-bottom: 2px solid #ccc; cursor: pointer; white-space: nowrap; }
+th, td { padding: 5px 14px 5px 0; text-align: left; }
+td:not(:last-child) { white-space: nowrap; }
 td { border-bottom: 1px solid #eee; }
 tbody tr:hover { background: #f2f6fa; }
 summary { cursor: pointer; font-weight: 600; }

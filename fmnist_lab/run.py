@@ -12,6 +12,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -52,8 +53,9 @@ def main() -> None:
             door(run)()
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_in_one_line(error)) from None
-        except ValueError as error:
-            raise UserError(_no_group(sys.argv[1:]) or str(error)) from error
+        except (TypeError, ValueError):
+            _check_groups([each for each in sys.argv[1:] if "=" in each and each[0] != "-"])
+            raise
         except OSError as error:
             raise UserError(f"{error.filename}: {error.strerror}") from None
 
@@ -62,26 +64,23 @@ def _in_one_line(error: Exception) -> str:
     """Return what Hydra found wrong with the command line as our one sentence."""
     message = str(error)
     if unknown := re.match(r"Could not override '([\w.]+)'", message):
-        return config.unknown_override(unknown[1])
+        return config.unknown_override(unknown[1], sys.argv[1:])
     if choice := re.match(r"In '.*': Could not find '([\w/]+)/([^/']*)'", message):
         group, option = choice.groups()
-        return (
-            f"{group}={option}: unknown option, expected one of {', '.join(config.options(group))}"
-        )
+        return f"{group}={option}: unknown option, expected one of {', '.join(config.options(group)) or 'none yet'}"
     return " ".join(message.split())
 
 
-def _no_group(overrides: list[str]) -> str | None:
-    """Return our sentence if an override takes a whole group away, which Hydra cannot name."""
-    for override in overrides:
-        group, _, option = override.partition("=")
-        if option == "null" and (config.conf_dir() / group).is_dir():
-            known = config.options(group)
-            return (
-                f"{group}: received null, expected one of {', '.join(known)}; for example "
-                f"{group}={known[0]}"
+def _check_groups(overrides: list[str]) -> None:
+    """Refuse what is no option of a group, where Hydra fails without a word on which it was."""
+    for override in OverridesParser.create().parse_overrides(overrides):
+        group = override.key_or_group
+        if (config.conf_dir() / group).is_dir() and not isinstance(override.value(), str):
+            known = ", ".join(config.options(group)) or "none yet"
+            raise UserError(
+                f"{group}: received {str(override.input_line).partition('=')[2]}, expected the name of an "
+                f"option, one of {known}"
             )
-    return None
 
 
 if __name__ == "__main__":

@@ -81,17 +81,18 @@ class Comparison:
         basis = f"({self.test}, {self.sample})"
         none = f"no evidence of a difference in {metric} between {name_a} and {name_b}:"
         if isnan(self.p_value):
-            return f"{none} {self.difference:.4f} cannot be tested {basis}"
+            return f"{none} {_four(self.difference)} cannot be tested {basis}"
         p = "p < 0.001" if self.p_value < 0.001 else f"p = {self.p_value:.3f}"
         if not self.evidence:
-            return f"{none} {self.difference:.4f} [{self.low:.4f}, {self.high:.4f}], {p} {basis}"
+            between = f"[{_four(self.low)}, {_four(self.high)}]"
+            return f"{none} {_four(self.difference)} {between}, {p} {basis}"
         word = "higher" if self.difference > 0 else "lower"
         near, far = sorted((abs(self.low), abs(self.high)))
         if self.low < 0 < self.high:  # The exact test and McNemar's interval may just disagree.
             near = -near
         return (
             f"{metric} of {name_a} is {word} than that of {name_b} by {abs(self.difference):.4f} "
-            f"[{near:.4f}, {far:.4f}], {p} {basis}"
+            f"[{_four(near)}, {_four(far)}], {p} {basis}"
         )
 
 
@@ -226,6 +227,11 @@ def _wilson_arms(hits: int, count: int) -> tuple[float, float]:
     """How far Wilson's score interval reaches below and above the proportion."""
     interval = stats.binomtest(hits, count).proportion_ci(1 - LEVEL, method="wilson")
     return hits / count - interval.low, interval.high - hits / count
+
+
+def _four(value: float) -> str:
+    # Rounded first, and 0 added, so that there is no -0.0000.
+    return f"{round(value, 4) + 0.0:.4f}"
 
 
 def _constant(values: NDArray[np.float64]) -> bool:

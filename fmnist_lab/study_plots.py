@@ -7,6 +7,7 @@ or None where a setting has no such parameter.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,11 @@ def shown(value: Any) -> str:
     if isinstance(value, tuple):
         return "-".join(map(shown, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def number(value: float) -> str:
+    """Return a metric to four decimals, and never -0.0000."""
+    return f"{round(float(value), 4) + 0.0:.4f}"
 
 
 def short_names(parameters: Sequence[str]) -> dict[str, str]:
@@ -159,6 +165,18 @@ def shades(depth: NDArray[np.float64], hue: str) -> NDArray[np.float64]:
     return np.stack([np.interp(depth, [0, 0.65, 1], stop) for stop in stops.T], axis=-1)
 
 
+def inks(means: NDArray[np.float64], metric: str) -> NDArray[Any]:
+    """Return the colours in which to write on a heat map's cells, by their WCAG luminance."""
+    colors = _cell_colors(means, metric)
+    linear = np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+    return np.where(linear @ (0.2126, 0.7152, 0.0722) < EVEN_LUMINANCE, "white", INK)
+
+
+def is_geometric(levels: Any) -> bool:
+    """Return whether numbers in order call for a logarithmic axis."""
+    return bool(levels[0] > 0 and levels[-1] / levels[0] >= 16)
+
+
 def mean_low_high(summary: pd.DataFrame, metric: str) -> list[NDArray[np.float64]]:
     """Return a metric's means and the ends of their intervals."""
     return [summary[f"{metric}/{part}"].to_numpy(float) for part in ("mean", "low", "high")]
@@ -200,16 +218,15 @@ def heat_map(summary: pd.DataFrame, x: str, y: str, metric: str, label: str) -> 
     names = short_names(parameters_of(summary))
     columns, rows = ordered(summary[x]), ordered(summary[y])
     means, halves, note = cells(summary, x, y, metric)
-    low, high = span(means, pad=0)
-    hue = BLUE if metric == "accuracy/test" else RED
-    colors = shades(np.nan_to_num((means - low) / (high - low)), hue)
-    colors[~np.isfinite(means)] = to_rgb("#f2f2f2")
+    colors, writing = _cell_colors(means, metric), inks(means, metric)
 
     written = max(len(columns), len(rows)) <= MOST_CELLS
-    texts = [f"{value:.4f}" for value in means.flat]
+    texts = [number(value) for value in means.flat]
     wide = max(_widest(texts, SMALL), _width("± 0.0000", TINY)) + 10 if written else 14.0
     tall = (28.0 if np.isfinite(halves).any() else 22.0) if written else 14.0
+    # Room for the title, and for the name of the axis at the side.
     wide = max(wide, 200 / len(columns))
+    tall = max(tall, (_width(names[y], TEXT) + 8) / len(rows))
     across = [_cut(shown(value), TEXT, 120) for value in columns]
     upright = _widest(across, TEXT) > wide - 4
     upwards = [_cut(shown(value), TEXT, 120) for value in rows]
@@ -227,9 +244,9 @@ def heat_map(summary: pd.DataFrame, x: str, y: str, metric: str, label: str) -> 
             boxes.append((start, top, start + wide, top + tall))
             if not written:
                 continue
-            ink = "white" if _luminance(colors[row, column]) < EVEN_LUMINANCE else INK
+            ink = writing[row, column]
             middle = top + tall / 2 - (4 if np.isfinite(half) else 0)
-            text = f"{mean:.4f}" if np.isfinite(mean) else ""
+            text = number(mean) if np.isfinite(mean) else ""
             page.text(start + wide / 2, middle, text, SMALL, ink, **center)
             if np.isfinite(half):
                 page.text(start + wide / 2, middle + 9, f"± {half:.4f}", TINY, ink, **center)
@@ -239,7 +256,8 @@ def heat_map(summary: pd.DataFrame, x: str, y: str, metric: str, label: str) -> 
         page.text(left + wide * (column + 0.5), bottom + 5, name, **style)
     page.text(0, bottom / 2, names[y].capitalize(), color=GREY, rotation=90, va="center")
     page.text((left + right) / 2, below, names[x].capitalize(), color=GREY, ha="center")
-    scale = shades(np.linspace(1, 0, 128)[:, None], hue)
+    scale = shades(np.linspace(1, 0, 128)[:, None], _hue(metric))
+    low, high = span(means, pad=0)
     page.image((right + 8, 0, right + 15, bottom), scale)
     page.text(right + 18, 0, f"{high:.3f}", SMALL, va="top")
     page.text(right + 18, bottom, f"{low:.3f}", SMALL, va="baseline")
@@ -260,9 +278,8 @@ def against(summary: pd.DataFrame, x: str) -> Figure:
     names = short_names(parameters)
     levels = ordered(summary[x])
     title, note = f"Test accuracy and gap by {names[x]}", interval_note(summary["runs"], BARS)
-    if not summary[x].is_unique:
-        others = [names[name] for name in parameters if name != x]
-        note += f" Points of the same {names[x]} differ in {_listed(others)}."
+    if others := [names[name] for name in parameters if name != x]:
+        note += f" Settings differ in {_listed(others)}, too."
     if not all(isinstance(level, int | float) for level in levels):
         places = np.array([levels.index(value) for value in summary[x]])
         bounds = {metric: mean_low_high(summary, metric) for metric in PAIR}
@@ -275,19 +292,19 @@ def against(summary: pd.DataFrame, x: str) -> Figure:
         left = 30 + index * (width + 48)
         box = (left, 16, left + width, 16 + height)
         axes = page.panel(box, METRICS[metric], names[x].capitalize())
-        bounds = [bound[order] for bound in mean_low_high(summary, metric)]
+        seen = [bound[order] for bound in mean_low_high(summary, metric)]
         axes.errorbar(
             values[order],
-            bounds[0],
-            yerr=_reach(bounds),
+            seen[0],
+            yerr=_reach(seen),
             color=color,
             marker="o",
             markersize=4,
-            linewidth=1.2 if summary[x].is_unique else 0,
+            linewidth=0 if others else 1.2,
             elinewidth=1.0,
             capsize=2.0,
         )
-        _limit(axes.set_ylim, np.concatenate([*bounds, [0] * (metric == "accuracy/gap")]))
+        _limit(axes.set_ylim, np.concatenate([*seen, [0] * (metric == "accuracy/gap")]))
         _mark(axes, np.array(levels, float), width)
     return page.figure
 
@@ -380,6 +397,9 @@ def accuracy_against_gap(summary: pd.DataFrame, group: str, path: str | None) ->
     names, levels = short_names(parameters), ordered(summary[group])
     colors = dict(zip(levels, palette(levels), strict=True))
     note = interval_note(summary["runs"], BARS)
+    rest = [name for name in parameters if name != path]
+    if len(grouped(summary, rest)) > MOST_GROUPS:
+        path = None
     if path:
         steps = ordered(summary[path])
         note += f" Lines follow {names[path]} from {shown(steps[0])} to {shown(steps[-1])}."
@@ -391,7 +411,6 @@ def accuracy_against_gap(summary: pd.DataFrame, group: str, path: str | None) ->
     gutter = max(_widest(legend, TEXT) + 14, _width(names[group], SMALL)) + 14 if named else 0
     page = _Page(34 + width + gutter, height + 42, "Test accuracy against the gap", note)
     axes = page.panel((34, 16, 34 + width, 16 + height), "Test accuracy", "Accuracy gap")
-    rest = [name for name in parameters if name != path]
     for part in grouped(summary, rest if path else [group]).values():
         if path:
             part = part.iloc[np.argsort([steps.index(step) for step in part[path]])]
@@ -422,10 +441,15 @@ def accuracy_against_gap(summary: pd.DataFrame, group: str, path: str | None) ->
     return page.figure
 
 
-def _luminance(color: NDArray[np.float64]) -> float:
-    """Relative luminance as WCAG defines it."""
-    linear = np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
-    return float(linear @ (0.2126, 0.7152, 0.0722))
+def _hue(metric: str) -> str:
+    return BLUE if metric == "accuracy/test" else RED
+
+
+def _cell_colors(means: NDArray[np.float64], metric: str) -> NDArray[np.float64]:
+    low, high = span(means, pad=0)
+    colors = shades(np.nan_to_num((means - low) / (high - low)), _hue(metric))
+    colors[~np.isfinite(means)] = to_rgb("#f2f2f2")
+    return colors
 
 
 def _rows(
@@ -456,7 +480,7 @@ def _rows(
                 axes.axvspan(known.low, known.high, color=color, alpha=0.14, linewidth=0)
                 axes.axvline(known.mean, color=color, linewidth=1.0)
                 seen.append(np.array([known.low, known.high]))
-                text = f"{known.mean:.4f} ± {known.high - known.mean:.4f}"
+                text = f"{number(known.mean)} ± {number(known.high - known.mean)}"
                 page.text(start + width, 10, text, SMALL, color, ha="right")
         axes.errorbar(
             bounds[metric][0],
@@ -523,20 +547,24 @@ def _limit(setter: Callable[..., Any], values: NDArray[np.float64]) -> None:
 
 def _mark(axes: Axes, levels: NDArray[np.float64], width: float) -> None:
     """Put ticks on the levels of a numeric axis, on a logarithmic scale where they call for it."""
-    scale = "log" if levels[0] > 0 and levels[-1] / levels[0] >= 16 else "linear"
+    scale = "log" if is_geometric(levels) else "linear"
+    there: Any = np.log10 if scale == "log" else np.array
+    back: Any = partial(np.power, 10.0) if scale == "log" else np.array
+    first, last = there(levels[[0, -1]])
+    pad = 0.05 * (last - first) or 0.5
     axes.set_xscale(scale)
-    ends = np.log(levels[[0, -1]]) if scale == "log" else levels[[0, -1]]
-    pad = 0.05 * (ends[1] - ends[0]) or 0.5
-    limits = ends[0] - pad, ends[1] + pad
-    axes.set_xlim(*(np.exp(limits) if scale == "log" else limits))
-    places = (np.log(levels) if scale == "log" else levels) - limits[0]
-    ticks, edge = [], -np.inf
-    for level, place in zip(levels.tolist(), places * width / (limits[1] - limits[0]), strict=True):
+    axes.set_xlim(*back([first - pad, last + pad]))
+    if len(levels) > MOST_GROUPS:
+        ticks = MaxNLocator(5, steps=STEPS, integer=scale == "log").tick_values(first, last)
+        levels = back(ticks[(ticks >= first - pad) & (ticks <= last + pad)])
+    places = (there(levels) - first) * width / (last - first + 2 * pad)
+    marks, edge = [], -np.inf
+    for level, place in zip(levels.tolist(), places, strict=True):
         half = _width(f"{level:g}", SMALL) / 2 + 2
         if place - half >= edge:
-            ticks.append(level)
+            marks.append(level)
             edge = place + half
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks(marks, [f"{mark:g}" for mark in marks])
     axes.xaxis.set_minor_locator(NullLocator())
 
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sqlite3
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
 from filelock import FileLock
@@ -38,6 +40,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 DEFAULT_EXPERIMENT = "fmnist_lab"
+REMOTE_SCHEMES = ("http", "https", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
 
 
 @dataclass(frozen=True)
@@ -66,20 +69,27 @@ class Store:
             UserError: MLflow cannot use the URI, or the place cannot be written to.
         """
         uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-        scheme = urlsplit(uri).scheme
+        scheme = urlsplit(uri).scheme.partition("+")[0]
         if scheme in ("", "file"):
             raise UserError(
                 f"tracking.uri: received '{uri}', a folder, which MLflow no longer accepts as a "
                 "store; expected a database or a server, for example "
                 "tracking.uri=sqlite:///mlflow.db"
             )
-        if scheme != "sqlite":
+        if scheme in REMOTE_SCHEMES:
             return cls(uri, None, None)
-        database = Path(unquote(uri.removeprefix("sqlite:///"))).absolute()
+        path = uri.removeprefix("sqlite:///")
+        if scheme != "sqlite" or path in (uri, "", ":memory:"):
+            raise UserError(
+                f"tracking.uri: received '{uri}', expected a SQLite file, a server or a database, "
+                "for example sqlite:///mlflow.db, http://127.0.0.1:5000 or "
+                "postgresql+psycopg://user@host/name"
+            )
+        database = Path(unquote(path)).absolute()
         artifacts = database.parent / "mlruns"
         if for_writing:
             _check_writable(database, artifacts)
-        return cls(f"sqlite:///{database}", database, artifacts)
+        return cls(f"sqlite:///{quote(str(database))}", database, artifacts)
 
     def open(self, experiment: str) -> str:
         """Create what is missing, for any number of processes at once; return the experiment id.
@@ -87,20 +97,20 @@ class Store:
         Raises:
             UserError: The store cannot be reached or is not one.
         """
+        _mlflow()
         from mlflow.exceptions import MlflowException
 
-        _mlflow().set_tracking_uri(self.uri)
-        client = _mlflow().MlflowClient()
         try:
-            if self.database is None or self.artifacts is None:
-                return self._experiment(client, experiment, None)
-            # Several creating one database at once would break it for good.
-            with FileLock(self.artifacts / ".store.lock"):
-                if not self.database.exists():
-                    self._create_database(self.database, self.artifacts)
-                return self._experiment(client, experiment, self.artifacts / experiment)
+            if self.database is not None and self.artifacts is not None:
+                # Several creating one database at once would break it for good.
+                with FileLock(self.artifacts / ".store.lock"):
+                    if not self.database.exists():
+                        self._create_database(self.database, self.artifacts)
+                    return self._experiment(_client(self), experiment, self.artifacts / experiment)
+            return self._experiment(_client(self), experiment, None)
         except MlflowException as error:
-            raise UserError(f"the tracking store {self.uri} cannot be used: {error}") from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"the store {self.uri} cannot be used: {reason}") from error
 
     @staticmethod
     def _experiment(client: Any, name: str, artifacts: Path | None) -> str:
@@ -129,7 +139,7 @@ class Store:
 
         with tempfile.TemporaryDirectory(dir=artifacts, prefix=".new-") as folder:
             half_made = Path(folder) / "mlflow.db"
-            store = SqlAlchemyStore(f"sqlite:///{half_made}", artifacts.as_uri())
+            store = SqlAlchemyStore(f"sqlite:///{quote(str(half_made))}", artifacts.as_uri())
             store.engine.dispose()
             half_made.replace(database)
 
@@ -145,13 +155,14 @@ class Run:
         self.id = ""
         self.experiment_id = ""
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
-        self._tasks: list[Future[object]] = []
-        self.write(lambda: self._open(experiment, tags))
-        self.write(_prepare_for_models)
+        self._tasks: list[Future[None]] = []
+        self._dispensable: list[Future[None]] = []
+        if store is not None:
+            self._tasks.append(self._writer.submit(self._open, store, experiment, tags))
+            self.write(_prepare_for_models)
 
-    def _open(self, experiment: str, tags: Mapping[str, str]) -> None:
-        assert self.store is not None
-        self.experiment_id = self.store.open(experiment)
+    def _open(self, store: Store, experiment: str, tags: Mapping[str, str]) -> None:
+        self.experiment_id = store.open(experiment)
         run = _mlflow().start_run(
             experiment_id=self.experiment_id, run_name=self.name, tags=dict(tags)
         )
@@ -177,14 +188,26 @@ class Run:
         if self._tasks:
             self._tasks[0].result()
 
-    def write(self, task: Callable[[], object]) -> None:
-        """Have something written after all that came before; a failure surfaces at the end."""
-        if self.store is not None:
-            self._tasks.append(self._writer.submit(task))
+    def write(self, task: Callable[[], object], *, essential: bool = False) -> None:
+        """Have something written after all that came before; a failure surfaces at the end.
+
+        What is not essential is left out when the run is killed.
+        """
+        if self.store is None:
+            return
+
+        def in_this_run() -> None:
+            # Without a run, MLflow would quietly make another one elsewhere.
+            if self.id:
+                task()
+
+        self._tasks.append(self._writer.submit(in_this_run))
+        if not essential:
+            self._dispensable.append(self._tasks[-1])
 
     def params(self, params: Mapping[str, Any]) -> None:
         """Log what was chosen."""
-        self.write(lambda: _mlflow().log_params(params))
+        self.write(lambda: _mlflow().log_params(params), essential=True)
 
     def metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log figures of an epoch, in the given order.
@@ -194,15 +217,15 @@ class Run:
         """
         if self._tasks and self._tasks[0].done():
             self.wait_until_open()
-        self.write(lambda: _mlflow().log_metrics(metrics, step=step))
+        self.write(lambda: _mlflow().log_metrics(metrics, step=step), essential=True)
 
     def tags(self, tags: Mapping[str, str]) -> None:
         """Log facts about the run."""
-        self.write(lambda: _mlflow().set_tags(tags))
+        self.write(lambda: _mlflow().set_tags(tags), essential=True)
 
     def text(self, text: str, file: str) -> None:
         """Keep a text file with the run."""
-        self.write(lambda: _mlflow().log_text(text, file))
+        self.write(lambda: _mlflow().log_text(text, file), essential=True)
 
     def json(self, value: Mapping[str, Any], file: str) -> None:
         """Keep nested values as a JSON file, arrays as lists and nan as null."""
@@ -283,20 +306,26 @@ class Run:
 
         self.write(task)
 
-    def close(self, status: str) -> None:
-        """Finish all writing and mark the run.
+    def finish(self) -> None:
+        """Wait until everything is written.
 
         Raises:
-            UserError: Something could not be written; the run is then marked FAILED.
+            UserError: Something could not be written.
         """
         self.wait_until_open()
         failure = next(filter(None, (task.exception() for task in self._tasks)), None)
-        self.write(lambda: _mlflow().end_run("FAILED" if failure else status))
-        self._writer.shutdown()
         if failure and self.store:
             raise UserError(
                 f"run {self.id} is incomplete, the store {self.store.uri} refused: {failure}"
             ) from failure
+
+    def close(self, status: str) -> None:
+        """Write what is essential, and mark the run; nothing happens if it was never opened."""
+        if status == "KILLED":
+            for task in self._dispensable:
+                task.cancel()
+        self.write(lambda: _mlflow().end_run(status), essential=True)
+        self._writer.shutdown()
 
 
 @contextmanager
@@ -321,16 +350,34 @@ def start(
     run = Run(store, experiment or DEFAULT_EXPERIMENT, name, tags)
     try:
         yield run
+        run.finish()
     except KeyboardInterrupt:
-        run.close("KILLED")
+        with _undisturbed():
+            run.close("KILLED")
         raise
     except BaseException as error:
         reason = str(error) if isinstance(error, UserError) else traceback.format_exc()
-        run.tags({"failure": reason[-5000:]})
-        run.close("FAILED")
+        with _undisturbed():
+            run.tags({"failure": reason[-5000:]})
+            run.close("FAILED")
         raise
     else:
-        run.close("FINISHED")
+        with _undisturbed():
+            run.close("FINISHED")
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C and SIGTERM for the moment it takes to leave a run in its right state."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def load_model(uri: str, store: Store) -> tuple[keras.Model, tuple[str, ...] | None]:
@@ -349,7 +396,7 @@ def load_model(uri: str, store: Store) -> tuple[keras.Model, tuple[str, ...] | N
     import mlflow.keras
     from mlflow.exceptions import MlflowException
 
-    mlflow.set_tracking_uri(store.uri)
+    _client(store)
     try:
         model = mlflow.keras.load_model(uri)
         metadata = mlflow.models.get_model_info(uri).metadata or {}
@@ -380,13 +427,12 @@ def links(store: Store, experiment: str, run_id: str | None = None) -> dict[str,
     """
     from mlflow.exceptions import MlflowException
 
-    _mlflow().set_tracking_uri(store.uri)
-    client = _mlflow().MlflowClient()
     if store.database is not None and not store.database.exists():
         raise UserError(
             f"no runs: {store.database} does not exist; make a run with python -m fmnist_lab.run, "
             "go to the folder you made one in, or name a store with --store"
         )
+    client = _client(store)
     found = {}
     try:
         if run_id:
@@ -407,22 +453,30 @@ def links(store: Store, experiment: str, run_id: str | None = None) -> dict[str,
     return {"all runs": f"/#/experiments/{known.experiment_id}/runs?workflowType=machine_learning"}
 
 
-def newest_run(store: Store, experiment: str = DEFAULT_EXPERIMENT) -> str | None:
-    """Return the id of the newest finished run that has a model, or None."""
-    import mlflow
-
-    mlflow.set_tracking_uri(store.uri)
-    client = mlflow.MlflowClient()
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
+def newest_run(store: Store) -> str | None:
+    """Return the id of the newest finished training run, in any experiment, or None."""
+    if store.database is not None and not store.database.exists():
         return None
+    client = _client(store)
     runs = client.search_runs(
-        [found.experiment_id],
+        [experiment.experiment_id for experiment in client.search_experiments()],
         "attributes.status = 'FINISHED' and tags.job = 'train'",
         order_by=["attributes.start_time DESC"],
         max_results=1,
     )
     return runs[0].info.run_id if runs else None
+
+
+def _client(store: Store) -> Any:
+    """Have MLflow use a store, and return a client of it."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    _mlflow().set_tracking_uri(store.uri)
+    # MLflow has put it into the environment as well, where the next store is looked for.
+    if before is None:
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    else:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+    return _mlflow().MlflowClient()
 
 
 def _mlflow() -> Any:
@@ -442,7 +496,7 @@ def _check_writable(database: Path, artifacts: Path) -> None:
         with tempfile.TemporaryFile(dir=artifacts):
             pass
         if database.exists():
-            with sqlite3.connect(f"file:{database}?mode=rw", uri=True, timeout=30) as connection:
+            with closing(sqlite3.connect(database, timeout=30)) as connection:
                 connection.execute("pragma user_version").fetchone()
                 if not os.access(database, os.W_OK):
                     raise PermissionError(13, "Permission denied")

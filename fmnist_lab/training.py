@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from types import MethodType
 
@@ -187,9 +187,9 @@ def predict(model: keras.Model, images: np.ndarray) -> np.ndarray:
     """
     replica = _replica(model)
     replica.load(model)
-    batches = range(0, len(images), PREDICTION_BATCH)
-    parts = [replica.predict(images[start : start + PREDICTION_BATCH]) for start in batches]
-    return np.concatenate([part.numpy() for part in parts])
+    # Of nearly one size, as a single image left over would be multiplied by another routine.
+    parts = np.array_split(images, -(-len(images) // PREDICTION_BATCH) or 1)
+    return np.concatenate([replica.predict(part).numpy() for part in parts])
 
 
 def choose_engine(model: keras.Model) -> str:
@@ -295,7 +295,7 @@ class _Replica:
 
     def __init__(self, model: keras.Model) -> None:
         self.model = keras.models.clone_model(model)
-        self.programs: dict[str, _Program] = {}
+        self.programs: dict[Hashable, _Program] = {}
         self.predict = tf.function(
             lambda images: self.model(images, training=False),
             input_signature=[tf.TensorSpec(model.inputs[0].shape, model.inputs[0].dtype)],
@@ -463,13 +463,14 @@ def _engine(model: keras.Model, recipe: Recipe) -> str:
     return choose_engine(model) if recipe.engine == "auto" else recipe.engine
 
 
-_replicas: OrderedDict[str, _Replica] = OrderedDict()
+_replicas: OrderedDict[Hashable, _Replica] = OrderedDict()
 
 
 def _replica(model: keras.Model) -> _Replica:
     """Return the compiled replica of a model's architecture, made now or kept from before."""
     try:
-        key = model.to_json()
+        # The classes count, too: a notebook may define a layer of the same name anew.
+        key = (model.to_json(), *(type(layer) for layer in model._flatten_layers()))
     except (NotImplementedError, TypeError) as error:
         raise UserError(
             f"the model {type(model).__name__} cannot be rebuilt from its config, so it could "
@@ -493,18 +494,14 @@ def _program(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> 
     # The rate is state, and the name counts up; neither is part of the program.
     del settings["learning_rate"], settings["name"]
     loss = _loss(recipe)
-    key = json.dumps(
-        [
-            type(optimizer).__name__,
-            settings,
-            type(loss).__name__,
-            loss.get_config(),
-            _engine(model, recipe),
-            recipe.batch_size,
-            repr(recipe.augmentation),
-        ],
-        sort_keys=True,
-        default=str,
+    key = (
+        type(optimizer),
+        json.dumps(settings, sort_keys=True, default=str),
+        type(loss),
+        json.dumps(loss.get_config(), sort_keys=True, default=str),
+        _engine(model, recipe),
+        recipe.batch_size,
+        recipe.augmentation,
     )
     if key not in replica.programs:
         replica.programs[key] = _Program(replica, optimizer, recipe)
