@@ -67,7 +67,8 @@ def _in_one_line(error: Exception) -> str:
         return config.unknown_override(unknown[1], sys.argv[1:])
     if choice := re.match(r"In '.*': Could not find '([\w/]+)/([^/']*)'", message):
         group, option = choice.groups()
-        return f"{group}={option}: unknown option, expected one of {', '.join(config.options(group)) or 'none yet'}"
+        known = ", ".join(config.options(group)) or "none yet"
+        return f"{group}={option}: unknown option, expected one of {known}"
     return " ".join(message.split())
 
 
@@ -77,9 +78,9 @@ def _check_groups(overrides: list[str]) -> None:
         group = override.key_or_group
         if (config.conf_dir() / group).is_dir() and not isinstance(override.value(), str):
             known = ", ".join(config.options(group)) or "none yet"
+            received = str(override.input_line).partition("=")[2]
             raise UserError(
-                f"{group}: received {str(override.input_line).partition('=')[2]}, expected the name of an "
-                f"option, one of {known}"
+                f"{group}: received {received}, expected the name of an option, one of {known}"
             )
 
 
