@@ -1,0 +1,567 @@
+"""What may be asked for, and what a wrong request is answered; nothing here trains."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import one_line
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from fmnist_lab import config, jobs, run
+from fmnist_lab.config import Config, Section
+from fmnist_lab.errors import UserError
+
+CONF = config.conf_dir()
+GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+
+
+class Door:
+    """`python -m fmnist_lab.run` in this process, with a job that only says what it was asked."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self.capsys = capsys
+        self.asked: list[Config] = []
+
+    def __call__(self, *overrides: str) -> int:
+        self.asked.clear()
+        self.capsys.readouterr()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["run", *overrides])
+            for name in jobs.JOBS:
+                patch.setitem(jobs.JOBS, name, self.asked.append)
+            try:
+                run.main()
+            except SystemExit as end:
+                return end.code
+        return 0
+
+    def config(self, *overrides: str) -> Config:
+        assert self(*overrides) == 0
+        (asked,) = self.asked
+        return asked
+
+    def error(self, *overrides: str) -> str:
+        """Return the one line that refuses these overrides."""
+        code = self(*overrides)
+        out, err = self.capsys.readouterr()
+        assert (code, out, self.asked) == (2, "", [])
+        return one_line(err)
+
+
+@pytest.fixture
+def door(hydra_here, capsys):
+    return Door(capsys)
+
+
+def left_behind(folder: Path) -> list[str]:
+    """The files in a folder, but for what Hydra itself puts under mlruns/hydra."""
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [file for file in files if not file.startswith("mlruns/hydra/")]
+
+
+# What is refused
+
+EPOCHS = "a whole number, 1 or more"
+UNITS = "a whole number, 1 or more, or a list of them"
+FRACTION = "a number from 0 up to, not including, 1"
+RATE = "a finite number above 0"
+
+# An override, the key that the message must begin with, and what it must say was received and
+# was expected.
+REFUSED = [
+    # unknown keys
+    ("trainer.epochz=3", "trainer.epochz", "unknown", "did you mean trainer.epochs?"),
+    ("+trainer.foo=1", "trainer.foo", "unknown", "epochs, batch_size"),
+    ("++trainer.foo=1", "trainer.foo", "unknown", "epochs, batch_size"),
+    ("trainer.foo=1", "trainer.foo", "unknown", "epochs, batch_size"),
+    ("+model.foo=1", "model.foo", "unknown", "hidden_units"),
+    ("+optimizer.momentum=0.9", "optimizer.momentum", "unknown", "learning_rate"),
+    ("+data.foo=1", "data.foo", "unknown", "train_limit"),
+    ("+tracking.foo=1", "tracking.foo", "unknown", "uri"),
+    ("+job.foo=1", "job.foo", "unknown", "name"),
+    ("seeds=1", "seeds", "unknown", "did you mean seed?"),
+    ("+seeds=1", "seeds", "unknown", "did you mean seed?"),
+    ("foo.bar=1", "foo.bar", "unknown", "trainer"),
+    ("+foo.bar=1", "foo", "unknown", "trainer"),
+    # wrong types
+    ("trainer.epochs=abc", "trainer.epochs", "'abc'", EPOCHS),
+    ("trainer.epochs=1.5", "trainer.epochs", "1.5", EPOCHS),
+    ("trainer.epochs=1.0", "trainer.epochs", "1.0", EPOCHS),
+    ("trainer.epochs=true", "trainer.epochs", "true", EPOCHS),
+    ("trainer.epochs=null", "trainer.epochs", "null", EPOCHS),
+    ("trainer.epochs=", "trainer.epochs", "''", EPOCHS),
+    ("trainer.epochs=[3]", "trainer.epochs", "[3]", EPOCHS),
+    ("trainer.epochs='5'", "trainer.epochs", "'5'", EPOCHS),
+    ("trainer.engine=cuda", "trainer.engine", "'cuda'", "one of auto, xla, graph"),
+    ("seed=abc", "seed", "'abc'", "a whole number from 0"),
+    ("seed=-1", "seed", "-1", "a whole number from 0"),
+    ("seed=4294967296", "seed", "4294967296", "to 4294967295"),
+    ("data.dir=[]", "data.dir", "[]", "a text, or null"),
+    ("data.dir=", "data.dir", "''", "a text, or null"),
+    ("data.download=maybe", "data.download", "'maybe'", "true or false"),
+    ("optimizer.learning_rate=fast", "optimizer.learning_rate", "'fast'", RATE),
+    # out of bounds
+    ("trainer.epochs=0", "trainer.epochs", "0", EPOCHS),
+    ("trainer.batch_size=0", "trainer.batch_size", "0", EPOCHS),
+    ("trainer.batch_size=-32", "trainer.batch_size", "-32", EPOCHS),
+    ("trainer.threads=0", "trainer.threads", "0", EPOCHS),
+    ("model.hidden_units=0", "model.hidden_units", "0", UNITS),
+    ("model.hidden_units=-3", "model.hidden_units", "-3", UNITS),
+    ("model.hidden_units=[]", "model.hidden_units", "[]", UNITS),
+    ("model.hidden_units=[128,0]", "model.hidden_units", "[128, 0]", UNITS),
+    ("model.hidden_units=[128,abc]", "model.hidden_units", "[128, 'abc']", UNITS),
+    ("model.hidden_units=null", "model.hidden_units", "null", UNITS),
+    ("model.dropout=1", "model.dropout", "1", FRACTION),
+    ("model.dropout=-0.1", "model.dropout", "-0.1", FRACTION),
+    ("model.activation=swoosh", "model.activation", "'swoosh'", "relu, celu"),
+    ("optimizer.learning_rate=-1", "optimizer.learning_rate", "-1", RATE),
+    ("optimizer.learning_rate=0", "optimizer.learning_rate", "0", RATE),
+    ("optimizer.learning_rate=nan", "optimizer.learning_rate", "nan", RATE),
+    ("optimizer.learning_rate=inf", "optimizer.learning_rate", "inf", RATE),
+    ("optimizer.beta_1=1.5", "optimizer.beta_1", "1.5", FRACTION),
+    ("data.validation_fraction=1.5", "data.validation_fraction", "1.5", FRACTION),
+    ("data.validation_fraction=1", "data.validation_fraction", "1", FRACTION),
+    ("data.validation_fraction=-0.1", "data.validation_fraction", "-0.1", FRACTION),
+    ("data.validation_fraction=nan", "data.validation_fraction", "nan", FRACTION),
+    ("data.train_limit=0", "data.train_limit", "0", EPOCHS),
+    ("data.test_limit=-5", "data.test_limit", "-5", EPOCHS),
+    # unknown options, groups taken away or filled with something else
+    ("model=resnet9", "model=resnet9", "unknown", "one of "),
+    ("optimizer=rmsprop", "optimizer=rmsprop", "unknown", "one of adam, adamw, sgd"),
+    ("data=mnist", "data=mnist", "unknown", "one of fashion_mnist"),
+    ("trainer=fast", "trainer=fast", "unknown", "one of default"),
+    ("tracking=cloud", "tracking=cloud", "unknown", "local"),
+    ("job=test", "job=test", "unknown", "one of evaluate, train"),
+    ("debug=nothing", "debug=nothing", "unknown", "one of overfit, smoke"),
+    ("trainer=null", "trainer", "null", "one of default"),
+    ("model=null", "model", "null", "mlp"),
+    ("job=null", "job", "null", "one of evaluate, train"),
+    ("~trainer", "trainer", "null", "default"),
+    ("~trainer.epochs", "trainer.epochs", "missing", "trainer.epochs=VALUE"),
+    ("trainer={epochs: 0}", "trainer.epochs", "0", EPOCHS),
+    ("optimizer._target_=lion", "optimizer._target_", "'lion'", "dotted name"),
+    ("model._target_=3", "model._target_", "3", "dotted name"),
+    # values that contradict each other
+    ("job=evaluate", "model_uri", "null", "runs:/RUN_ID/model"),
+    ("model_uri=runs:/1/model", "model_uri", "runs:/1/model", "job=evaluate"),
+]
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "received", "expected"), REFUSED, ids=[row[0] for row in REFUSED]
+)
+def test_a_bad_override_is_one_line_that_says_what_to_do(
+    door, tmp_path, override, key, received, expected
+):
+    said = door.error(override)
+    assert said.startswith(f"{key}: ")
+    if received not in ("unknown", "missing"):
+        assert f"received {received}" in said
+    else:
+        assert f"{key}: {received}" in said
+    assert "expected" in said or "but job=train" in said
+    assert expected in said
+    assert left_behind(tmp_path) == []
+
+
+# Overrides that Hydra itself stumbles over: its own words will do, in one line that shows which.
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("trainer.epochs", "trainer.epochs"),
+        ("trainer.epochs=5,6", "trainer.epochs"),
+        ("trainer.epochs=(", "("),
+        ("trainer.epochs=${nope}", "trainer.epochs"),
+        ("trainer.epochs=???", "trainer.epochs"),
+        ("trainer.epochs=${oc.env:NOPE}", "trainer.epochs"),
+        ("+trainer.epochs=3", "trainer.epochs"),
+        ("+trainer=default", "trainer"),
+        ("trainer=5", "trainer"),
+        ("trainer=[1]", "trainer"),
+        ("experiment=2026", "experiment"),
+        ("--config-name=nope", "nope"),
+        ("--config-dir=/nonexistent", "/nonexistent"),
+        ("hydra.nope=1", "hydra.nope"),
+        ("hydra/launcher=nope", "hydra/launcher"),
+        ("hydra.run.dir=/proc/nope", "/proc/nope"),
+    ],
+)
+def test_what_hydra_refuses_is_one_line_as_well(door, tmp_path, override, named):
+    assert named in door.error(override)
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "owner"),
+    [(("optimizer.momentum=0.9",), "sgd"), (("model=linear", "model.hidden_units=32"), "mlp")],
+)
+def test_a_key_of_another_option_is_not_offered_as_the_cure(door, overrides, owner):
+    """The chosen option does not have it, so the message must not send the user round again."""
+    key = overrides[-1].partition("=")[0]
+    said = door.error(*overrides)
+    assert said.startswith(f"{key}: ")
+    assert f"did you mean {key}?" not in said
+    assert owner in said
+
+
+def test_an_unknown_option_of_an_empty_group_does_not_promise_a_list(door):
+    said = door.error("experiment=nope")
+    assert "experiment=nope" in said
+    assert not said.endswith("expected one of ")
+
+
+def test_of_two_mistakes_one_is_reported(door):
+    said = door.error("trainer.epochs=0", "seed=-1")
+    assert ("trainer.epochs" in said) != ("seed" in said)
+
+
+def test_a_sweep_with_a_bad_value_fails_and_says_which(door):
+    assert door("-m", "trainer.epochs=1,0") == 2
+    assert [asked.trainer.epochs for asked in door.asked] == [1]
+    assert "error: trainer.epochs: received 0, expected " in door.capsys.readouterr().err
+
+
+# What is accepted
+
+
+def test_the_defaults_are_the_tutorials(door):
+    asked = door.config()
+    assert asked.model.target == "fmnist_lab.models.mlp"
+    assert asked.model.arguments() == {"hidden_units": 128, "activation": "relu", "dropout": 0.0}
+    assert asked.optimizer.target == "keras.optimizers.Adam"
+    assert asked.optimizer.arguments() == {"learning_rate": 0.001}
+    assert (asked.trainer.epochs, asked.trainer.batch_size, asked.seed) == (5, 32, 0)
+    assert (asked.data.train_limit, asked.data.test_limit) == (None, None)
+    assert asked.data.validation_fraction == 0
+    assert (asked.job.name, asked.tracking.kind) == ("train", "local")
+
+
+OPTIONS = [(group, option) for group in GROUPS for option in config.options(group)]
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["=".join(row) for row in OPTIONS])
+def test_every_option_composes_into_a_valid_config(door, group, option):
+    needed = {
+        "job": ["model_uri=somewhere"] if option == "evaluate" else [],
+        "callbacks": ["data.validation_fraction=0.1"],
+    }
+    asked = door.config(f"{group}={option}", *needed.get(group, []))
+    values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
+    values.pop("defaults", None)
+    chosen = asked.to_dict() if group in ("debug", "experiment") else asked.to_dict()[group]
+    for key, value in values.items():
+        if isinstance(value, dict):
+            assert chosen[key].items() >= value.items()
+        else:
+            assert chosen[key] == value
+
+
+def test_the_smoke_test_keeps_nothing(door):
+    assert door.config("debug=smoke").tracking.kind == "none"
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("model.hidden_units=[256,128,100]", ("model", "hidden_units"), [256, 128, 100]),
+        ("model.hidden_units=1", ("model", "hidden_units"), 1),
+        ("model.dropout=0", ("model", "dropout"), 0.0),
+        ("model.dropout=0.999", ("model", "dropout"), 0.999),
+        ("optimizer.learning_rate=1", ("optimizer", "learning_rate"), 1.0),
+        ("optimizer.learning_rate=1e-4", ("optimizer", "learning_rate"), 1e-4),
+        ("optimizer.weight_decay=0", ("optimizer", "weight_decay"), 0.0),
+        ("data.validation_fraction=0.1", ("data", "validation_fraction"), 0.1),
+        ("seed=4294967295", ("seed",), 2**32 - 1),
+        ("trainer.epochs=${trainer.batch_size}", ("trainer", "epochs"), 32),
+        ("name='h 128'", ("name",), "h 128"),
+        ("data.dir=null", ("data", "dir"), None),
+    ],
+)
+def test_good_values_arrive_as_they_are(door, override, path, value):
+    found = door.config(override).to_dict()
+    for key in path:
+        found = found[key]
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_another_keras_optimizer_may_have_arguments_of_its_own(door):
+    asked = door.config(
+        "optimizer._target_=keras.optimizers.Lion", "+optimizer.rho=0.9", "optimizer.beta_1=0.8"
+    )
+    assert asked.optimizer.target == "keras.optimizers.Lion"
+    assert asked.optimizer.arguments() == {"learning_rate": 0.001, "beta_1": 0.8, "rho": 0.9}
+
+
+@pytest.mark.parametrize("bad", ["optimizer.learning_rate=-1", "optimizer.clipnorm=0"])
+def test_another_keras_optimizer_is_still_held_to_the_common_bounds(door, bad):
+    assert "expected a finite number above 0" in door.error(
+        "optimizer._target_=keras.optimizers.Lion", bad
+    )
+
+
+def test_a_config_cannot_be_changed(door):
+    asked = door.config()
+    with pytest.raises(ValueError, match="frozen"):
+        asked.seed = 1
+    with pytest.raises(ValueError, match="frozen"):
+        asked.trainer.epochs = 1
+
+
+def test_a_config_survives_being_written_and_read(door):
+    asked = door.config("model.hidden_units=[3,4]", "optimizer=sgd", "name=mine")
+    again = config.validate(
+        OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(asked.to_dict())))
+    )
+    assert again == asked
+    assert again.identity() == asked.identity()
+
+
+KEYS = st.sampled_from(
+    [
+        *("trainer.epochs", "trainer.batch_size", "trainer.engine", "trainer", "model", "seed"),
+        *("model.hidden_units", "model.dropout", "model.activation", "optimizer", "name", "job"),
+        *("optimizer.learning_rate", "optimizer._target_", "data.validation_fraction", "nope"),
+        *("data.dir", "tracking", "tracking.kind", "experiment", "debug", "model_uri", "a.b.c"),
+    ]
+)
+VALUES = st.one_of(
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from(
+        [
+            *(
+                "null",
+                "true",
+                "abc",
+                "",
+                "[]",
+                "[1]",
+                "[1,[2]]",
+                "{}",
+                "{a: 1}",
+                "{epochs: 3}",
+                "'x'",
+            ),
+            *("mlp", "linear", "sgd", "default", "none", "evaluate", "smoke", "relu", "a,b", "1,2"),
+            *("${seed}", "${nope}", "${trainer}", "???", "${model.", "1e-3", "range(3)", "a=b"),
+            *(
+                "keras.optimizers.Lion",
+                "runs:/1/model",
+                "../x",
+                "é",
+                "[",
+                '"',
+                "\\",
+                "1_000",
+                "0x10",
+            ),
+        ]
+    ),
+)
+OVERRIDES = st.builds(
+    "{}{}={}".format, st.sampled_from(["", "", "", "+", "++", "~"]), KEYS, VALUES
+) | st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=8).filter(
+    # Hydra's own flags print help, start a sweep or open files.
+    lambda word: not word.startswith("-")
+)
+
+
+@settings(
+    max_examples=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    database=None,
+)
+@given(overrides=st.lists(OVERRIDES, min_size=1, max_size=3))
+def test_no_command_line_gives_a_traceback(door, overrides):
+    code = door(*overrides)
+    out, err = door.capsys.readouterr()
+    assert out == ""
+    if code == 0:
+        (asked,) = door.asked
+        assert isinstance(asked, Config)
+        assert err == ""
+    else:
+        assert code == 2
+        assert door.asked == []
+        one_line(err)
+
+
+# What a config is to the rest of the program
+
+
+def test_activations_are_keras_own(backend):
+    import keras
+
+    for name in config.get_args(config.Activation):
+        assert keras.activations.get(name) is getattr(keras.activations, name)
+
+
+def test_identity_ignores_where_things_are(door):
+    elsewhere = door.config(
+        *("tracking=none", "name=mine", "data.dir=/x", "data.cache_dir=/x", "data.download=false")
+    )
+    assert elsewhere != door.config()
+    assert elsewhere.identity() == door.config().identity()
+
+
+DECIDING = [
+    "seed=1",
+    "model=linear",
+    "model.hidden_units=129",
+    "model.hidden_units=[128]",
+    "model.activation=tanh",
+    "optimizer=sgd",
+    "optimizer.learning_rate=0.002",
+    "optimizer.amsgrad=true",
+    "trainer.epochs=6",
+    "trainer.engine=graph",
+    "trainer.threads=1",
+    "data.train_limit=1000",
+    "data.validation_fraction=0.1",
+    "job=evaluate model_uri=a",
+    "job=evaluate model_uri=b",
+]
+
+
+def test_identity_depends_on_what_decides_the_outcome(door):
+    hashes = [door.config(*override.split()).identity() for override in ["", *DECIDING]]
+    assert len(set(hashes)) == len(DECIDING) + 1
+    assert all(re.fullmatch("[0-9a-f]{16}", text) for text in hashes)
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_identity_counts_every_key_that_is_not_named_here(door):
+    """Whoever adds a key that does not decide the outcome has to say so."""
+    before = door.config()
+
+    def differs(**changes: object) -> bool:
+        return before.model_copy(update=changes).identity() != before.identity()
+
+    ignored = set()
+    for name in type(before).model_fields:
+        group = getattr(before, name)
+        if not isinstance(group, Section):
+            ignored |= set() if differs(**{name: "changed"}) else {name}
+            continue
+        for key in type(group).model_fields:
+            changed = group.model_copy(update={key: "changed"})
+            ignored |= set() if differs(**{name: changed}) else {f"{name}.{key}"}
+    assert ignored == {
+        *("name", "tracking.kind", "tracking.uri", "tracking.experiment"),
+        *("data.dir", "data.cache_dir", "data.download"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ((), "h128 e5 s0"),
+        (("model.hidden_units=256", "trainer.epochs=15", "seed=3"), "h256 e15 s3"),
+        (("model.hidden_units=[256,128,100]",), "h256-128-100 e5 s0"),
+        (("model=linear",), "linear e5 s0"),
+        (("name='my own'",), "my own"),
+    ],
+)
+def test_run_names_put_what_differs_first(door, overrides, name):
+    assert jobs.run_name(door.config(*overrides)) == name
+
+
+def test_params_are_flat_and_few(door):
+    expected = {
+        "model": "mlp",
+        "optimizer": "Adam",
+        "seed": 0,
+        "model.hidden_units": 128,
+        "model.activation": "relu",
+        "model.dropout": 0.0,
+        "optimizer.learning_rate": 0.001,
+        "trainer.epochs": 5,
+        "trainer.batch_size": 32,
+        "data.validation_fraction": 0.0,
+    }
+    params = jobs.params(door.config())
+    assert params.items() >= expected.items()
+    assert len(params) < 20
+    assert all(isinstance(value, str | int | float) for value in params.values())
+
+
+def test_params_hold_what_was_chosen(door):
+    chosen = jobs.params(
+        door.config(
+            *("optimizer=sgd", "optimizer.clipnorm=1", "data.train_limit=10", "trainer.threads=1")
+        )
+    )
+    assert chosen["optimizer"] == "SGD"
+    assert chosen["optimizer.clipnorm"] == 1
+    assert chosen["optimizer.nesterov"] is False
+    assert chosen["data.train_limit"] == 10
+    assert chosen["trainer.threads"] == 1
+    assert "optimizer.weight_decay" not in chosen
+
+
+# Where the configs are
+
+
+def test_conf_is_found_beside_the_package():
+    assert CONF.is_absolute()
+    assert (CONF / "config.yaml").is_file()
+
+
+def test_conf_inside_the_package_comes_first(monkeypatch, tmp_path):
+    package = tmp_path / "fmnist_lab"
+    monkeypatch.setattr(config, "__file__", str(package / "config.py"))
+    with pytest.raises(UserError, match="reinstall fmnist_lab"):
+        config.conf_dir()
+    for folder in (tmp_path / "conf", package / "conf"):
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").touch()
+        assert config.conf_dir() == folder
+
+
+# What answering costs: TensorFlow, Keras and MLflow take seconds to import
+
+CHEAP = """
+import contextlib, io, json, sys
+from fmnist_lab import run
+said = {}
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["run", *words]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        try:
+            run.main()
+        except SystemExit as end:
+            pass
+    said[" ".join(words)] = out.getvalue()
+print(json.dumps([said, sorted(sys.modules)]))
+"""
+
+
+def test_help_and_config_errors_import_nothing_heavy(doors, tmp_path):
+    asked = [
+        ["--help"],
+        ["--cfg", "job"],
+        *([override] for override in ("trainer.epochs=0", "+a=1", "trainer=null", "model=nope")),
+        ["job=evaluate"],
+    ]
+    process = doors.python(tmp_path, CHEAP, json.dumps(asked))
+    said, modules = json.loads(process.out)
+    assert "trainer.epochs=20" in said["--help"]
+    assert "hidden_units: 128" in said["--cfg job"]
+    assert said["trainer.epochs=0"].startswith("error: trainer.epochs: ")
+    assert {name.partition(".")[0] for name in modules} & {
+        *("tensorflow", "keras", "mlflow", "matplotlib", "pandas", "sklearn", "scipy")
+    } == set()
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("module", ["run", "runs", "predict"])
+def test_help_of_every_door(doors, tmp_path, module):
+    process = doors(module, tmp_path, "--help")
+    assert (process.code, process.err) == (0, "")
+    assert f"python -m fmnist_lab.{module}" in process.out
+    assert list(tmp_path.iterdir()) == []

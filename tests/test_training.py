@@ -1,0 +1,604 @@
+"""The compiled loop against `keras.Model.fit`, and what it promises beyond that."""
+
+import numpy as np
+import pytest
+
+from fmnist_lab import evaluation
+from fmnist_lab.errors import UserError
+
+SHAPE, CLASSES, COUNT = (8, 6), 5, 210
+ENGINES = ["xla", "graph"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _started(backend):
+    """TensorFlow runs from here on; importing it before would cost every test run its start."""
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (COUNT, *SHAPE), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def labels(images) -> np.ndarray:
+    """Labels that can be learnt: the brightest of five pixels, most of the time."""
+    found = images[:, 3, :CLASSES].argmax(axis=1).astype(np.uint8)
+    found[::7] = np.random.default_rng(2).integers(0, CLASSES, len(found[::7]))
+    return found
+
+
+def mlp(seed: int = 0, **options):
+    import keras
+
+    from fmnist_lab import models
+
+    keras.utils.set_random_seed(seed)
+    return models.mlp(SHAPE, CLASSES, **{"hidden_units": 16, **options})
+
+
+def cnn(seed: int = 0, **options):
+    import keras
+
+    from fmnist_lab import models
+
+    keras.utils.set_random_seed(seed)
+    return models.cnn(SHAPE, CLASSES, **{"filters": [4, 6], "batch_norm": True, **options})
+
+
+def build(optimizer: dict):
+    """A Keras optimizer from its class name and arguments."""
+    import keras
+
+    given = dict(optimizer)
+    return getattr(keras.optimizers, given.pop("class"))(**given)
+
+
+SGD = {"class": "SGD", "learning_rate": 0.05}
+
+
+def run(model, images, labels, optimizer=None, *, epochs=2, seed=0, first_epoch=1, **recipe):
+    """Train, and return the epochs."""
+    from fmnist_lab import training
+
+    return list(
+        training.train(
+            model,
+            images,
+            labels,
+            build(SGD) if optimizer is None else optimizer,
+            epochs=epochs,
+            seed=seed,
+            first_epoch=first_epoch,
+            recipe=training.Recipe(**recipe),
+        )
+    )
+
+
+def weights(model) -> list[np.ndarray]:
+    return [variable.numpy() for variable in model.weights]
+
+
+def same_bits(left, right) -> bool:
+    return all(
+        a.tobytes() == b.tobytes() for a, b in zip(weights(left), weights(right), strict=True)
+    )
+
+
+def check_close(model, oracle, start, tolerance: float) -> None:
+    """Check that two trainings went the same way, and that they went anywhere at all."""
+    for ours, theirs, before in zip(weights(model), weights(oracle), start, strict=True):
+        moved = np.abs(theirs - before).max()
+        assert moved > 100 * tolerance
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance)
+
+
+# The oracle: Keras' own loop, given the order
+
+
+def fit(model, images, labels, optimizer, *, epochs, seed, batch_size, loss=None):
+    """Train by `fit`, which is told each epoch's order; return the history of loss and accuracy."""
+    import keras
+
+    model.compile(
+        optimizer, loss or keras.losses.SparseCategoricalCrossentropy(), metrics=["accuracy"]
+    )
+    history = []
+    for epoch in range(1, epochs + 1):
+        order = np.random.default_rng([seed, epoch]).permutation(len(images))
+        done = model.fit(
+            images[order], labels[order], batch_size=batch_size, shuffle=False, verbose=0
+        )
+        history.append((done.history["loss"][0], done.history["accuracy"][0]))
+    return history
+
+
+OPTIMIZERS = {
+    "adam": {"class": "Adam", "learning_rate": 0.003},
+    "adamw": {"class": "AdamW", "learning_rate": 0.003, "weight_decay": 0.05},
+    "sgd": SGD,
+    "momentum": {**SGD, "momentum": 0.9, "nesterov": True},
+    "clipped": {**SGD, "global_clipnorm": 0.1},
+}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "engine"),
+    [*((name, "xla") for name in OPTIMIZERS), *((name, "graph") for name in ("adam", "momentum"))],
+)
+def test_it_is_fit_for_the_dense_model(images, labels, optimizer, engine):
+    """With batches of 32, the seventh is one of 18 images."""
+    ours, oracle = mlp(), mlp()
+    start = weights(ours)
+    expected = fit(
+        *(oracle, images, labels, build(OPTIMIZERS[optimizer])), epochs=3, seed=5, batch_size=32
+    )
+    epochs = run(
+        *(ours, images, labels, build(OPTIMIZERS[optimizer])),
+        epochs=3,
+        seed=5,
+        batch_size=32,
+        engine=engine,
+    )
+    check_close(ours, oracle, start, tolerance=2e-5)
+    assert [epoch.number for epoch in epochs] == [1, 2, 3]
+    assert [epoch.loss for epoch in epochs] == pytest.approx([loss for loss, _ in expected], 1e-5)
+    assert [epoch.accuracy for epoch in epochs] == pytest.approx([right for _, right in expected])
+
+
+def test_it_is_fit_for_a_convolutional_model_with_batch_normalization(images, labels):
+    ours, oracle = cnn(), cnn()
+    start = weights(ours)
+    expected = fit(*(oracle, images, labels, build(SGD)), epochs=2, seed=0, batch_size=32)
+    epochs = run(ours, images, labels, batch_size=32)
+    check_close(ours, oracle, start, tolerance=2e-5)
+    assert [epoch.loss for epoch in epochs] == pytest.approx([loss for loss, _ in expected], 1e-4)
+
+
+def test_it_is_fit_for_a_schedule(images, labels):
+    import keras
+
+    from fmnist_lab import schedules
+
+    def optimizer():
+        return keras.optimizers.SGD(schedules.cosine(0.1, steps=21, warmup=0.3, start=0.1))
+
+    ours, oracle = mlp(), mlp()
+    start = weights(ours)
+    fit(*(oracle, images, labels, optimizer()), epochs=3, seed=0, batch_size=32)
+    run(ours, images, labels, optimizer(), epochs=3, batch_size=32)
+    check_close(ours, oracle, start, tolerance=2e-5)
+
+
+def test_it_is_fit_for_smoothed_labels(images, labels):
+    import keras
+
+    ours, oracle = mlp(), mlp()
+    start = weights(ours)
+    one_hot = np.eye(CLASSES, dtype=np.float32)[labels]
+    smoothed = keras.losses.CategoricalCrossentropy(label_smoothing=0.2)
+    expected = fit(
+        *(oracle, images, one_hot, build(SGD)), epochs=2, seed=0, batch_size=32, loss=smoothed
+    )
+    epochs = run(ours, images, labels, batch_size=32, label_smoothing=0.2)
+    check_close(ours, oracle, start, tolerance=2e-5)
+    assert [epoch.loss for epoch in epochs] == pytest.approx([loss for loss, _ in expected], 1e-5)
+
+
+def test_it_is_fit_for_averaged_weights(images, labels):
+    """`fit` puts the averages in place at its end, so the oracle gets both epochs as one."""
+    optimizer = {**SGD, "use_ema": True, "ema_momentum": 0.8}
+    ours, oracle = mlp(), mlp()
+    start = weights(ours)
+    order = np.concatenate([np.random.default_rng([0, n]).permutation(COUNT) for n in (1, 2)])
+    oracle.compile(build(optimizer), "sparse_categorical_crossentropy")
+    oracle.fit(images[order], labels[order], batch_size=30, shuffle=False, verbose=0)
+    run(ours, images, labels, build(optimizer), batch_size=30)
+    check_close(ours, oracle, start, tolerance=2e-5)
+
+
+# The order, and every image once
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(images, labels):
+    """Neither on what was drawn before, nor on where the training was begun."""
+    through, halves, other = mlp(), mlp(), mlp()
+    run(through, images, labels, epochs=2, seed=3)
+    optimizer = build(SGD)
+    run(halves, images, labels, optimizer, epochs=1, seed=3)
+    np.random.default_rng().random(5)
+    np.random.seed(99)
+    run(halves, images, labels, optimizer, epochs=2, first_epoch=2, seed=3)
+    run(other, images, labels, epochs=2, seed=4)
+    assert same_bits(through, halves)
+    assert not same_bits(through, other)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("batch_size", [1, 32, 1000])
+def test_every_image_counts_once(images, labels, batch_size, engine):
+    """With a rate too small to change a weight, the epoch's mean is the model's own loss."""
+    from fmnist_lab import training
+
+    model = mlp()
+    start = weights(model)
+    (epoch,) = run(
+        *(model, images, labels, build({**SGD, "learning_rate": 1e-30})),
+        epochs=1,
+        batch_size=batch_size,
+        engine=engine,
+    )
+    for now, before in zip(weights(model), start, strict=True):
+        np.testing.assert_allclose(now, before, rtol=0, atol=1e-20)  # a bias of 0 does move
+    whole = evaluation.scores(training.predict(model, images), labels)
+    assert epoch.images == COUNT
+    assert epoch.loss == pytest.approx(whole.loss, rel=1e-5)
+    assert epoch.accuracy == pytest.approx(whole.accuracy)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_slices_change_no_bit(images, labels, engine, monkeypatch):
+    """However an epoch is cut for the display, and with dropout, which draws as it goes."""
+    from fmnist_lab import training
+
+    seen = {}
+
+    def train(model, first: int, seconds: float) -> list:
+        monkeypatch.setattr(training, "FIRST_SLICE", first)
+        monkeypatch.setattr(training, "SLICE_SECONDS", seconds)
+        seen[first] = []
+        epochs = training.train(
+            *(model, images, labels, build(OPTIMIZERS["adam"])),
+            epochs=2,
+            recipe=training.Recipe(batch_size=32, engine=engine),
+            on_progress=lambda epoch, count: seen[first].append((epoch, count)),
+        )
+        return [(epoch.loss, epoch.accuracy) for epoch in epochs]
+
+    small, large = mlp(dropout=0.5), mlp(dropout=0.5)
+    assert train(small, 1, 0.0) == train(large, 10**6, 10.0)
+    assert same_bits(small, large)
+    steps = [*range(32, COUNT, 32), COUNT]
+    assert seen[1] == [(epoch, count) for epoch in (1, 2) for count in steps]
+    # One slice for the full batches and one for the last.
+    assert seen[10**6] == [(epoch, count) for epoch in (1, 2) for count in (192, COUNT)]
+
+
+# The same again
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_same_seed_gives_the_same_bits(images, labels, engine):
+    first, second = mlp(seed=7, dropout=0.3), mlp(seed=7, dropout=0.3)
+    assert [(e.loss, e.accuracy) for e in run(first, images, labels, engine=engine)] == [
+        (e.loss, e.accuracy) for e in run(second, images, labels, engine=engine)
+    ]
+    assert same_bits(first, second)
+
+
+@pytest.mark.parametrize("make", [mlp, cnn])
+def test_models_that_share_a_program_share_nothing_else(images, labels, make):
+    """Dropout's generator, averages of a normalization, an optimizer's moments: all their own."""
+    adam = OPTIMIZERS["adam"]
+    alone = make(seed=1, dropout=0.5)
+    run(alone, images, labels, build(adam))
+    between = make(seed=2, dropout=0.5)
+    run(between, images[::-1].copy(), labels, build(adam), epochs=1)
+    after = make(seed=1, dropout=0.5)
+    run(after, images, labels, build(adam))
+    assert same_bits(alone, after)
+    assert not same_bits(alone, between)
+
+
+def test_two_trainings_may_take_turns(images, labels):
+    """As when a notebook steps through two generators of one architecture."""
+    from fmnist_lab import training
+
+    alone = mlp(seed=1)
+    run(alone, images, labels, build(SGD))
+    one, two = mlp(seed=1), mlp(seed=2)
+    turns = [
+        training.train(model, images, labels, build(SGD), epochs=2, recipe=training.Recipe())
+        for model in (one, two)
+    ]
+    for _ in range(2):
+        for turn in turns:
+            next(turn)
+    assert same_bits(one, alone)
+
+
+# What the caller holds
+
+
+def test_the_callers_model_and_optimizer_hold_the_state_after_each_epoch(images, labels):
+    from fmnist_lab import training
+
+    model, optimizer = mlp(), build(OPTIMIZERS["adam"])
+    states = []
+    for epoch in training.train(model, images, labels, optimizer, epochs=3):
+        assert int(optimizer.iterations.numpy()) == 7 * epoch.number
+        # The caller's own model, by Keras' own means.
+        scores = evaluation.scores(model.predict(images, verbose=0), labels)
+        assert scores == evaluation.scores(training.predict(model, images), labels)
+        states.append(
+            (scores.loss, *(variable.numpy().tobytes() for variable in optimizer.variables))
+        )
+    assert len(set(states)) == 3
+    assert states[2][0] < states[0][0]
+
+
+def test_leaving_early_leaves_the_epoch_that_was_reached(images, labels):
+    from fmnist_lab import training
+
+    model, expected = mlp(), mlp()
+    for epoch in training.train(model, images, labels, build(SGD), epochs=100):
+        if epoch.number == 2:
+            break
+    run(expected, images, labels, epochs=2)
+    assert same_bits(model, expected)
+
+
+def test_the_callers_arrays_are_left_alone(images, labels):
+    before = images.copy(), labels.copy()
+    frozen = images.copy(), labels.copy()
+    for array in frozen:
+        array.setflags(write=False)
+    run(mlp(), *frozen, epochs=1)
+    assert np.array_equal(frozen[0], before[0])
+    assert np.array_equal(frozen[1], before[1])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
+def test_labels_may_be_any_integers(images, labels, dtype):
+    model, expected = mlp(), mlp()
+    run(model, images, labels.astype(dtype), epochs=1)
+    run(expected, images, labels, epochs=1)
+    assert same_bits(model, expected)
+
+
+def test_a_continued_training_is_the_training_in_one_go(images, labels):
+    """State handed over by Keras' own means: weights, and the optimizer's variables."""
+    adam = OPTIMIZERS["adam"]
+    whole = mlp()
+    run(whole, images, labels, build(adam), epochs=3)
+    first, optimizer = mlp(), build(adam)
+    run(first, images, labels, optimizer, epochs=2)
+    second, again = mlp(seed=9), build(adam)
+    second.set_weights(first.get_weights())
+    again.build(second.trainable_variables)
+    for new, old in zip(again.variables, optimizer.variables, strict=True):
+        new.assign(old)
+    epochs = run(second, images, labels, again, epochs=3, first_epoch=3)
+    assert [epoch.number for epoch in epochs] == [3]
+    assert same_bits(second, whole)
+
+
+# Compiled once
+
+
+@pytest.fixture
+def counted(request):
+    """A function that builds a model, and a counter of the times that it was traced."""
+    import keras
+
+    @keras.saving.register_keras_serializable("test_training")
+    class Counting(keras.layers.Layer):
+        traces = 0
+
+        def call(self, inputs):
+            Counting.traces += 1
+            return inputs
+
+    def make(seed: int = 0):
+        keras.utils.set_random_seed(seed)
+        return keras.Sequential(
+            [
+                keras.Input(SHAPE, dtype="uint8", name="image"),
+                keras.layers.Rescaling(1 / 255, name="rescale"),
+                Counting(name="counting"),
+                keras.layers.Flatten(name="flatten"),
+                keras.layers.Dense(CLASSES, activation="softmax", name="out"),
+            ],
+            # No other test's architecture.
+            name="".join(filter(str.isalnum, request.node.name)),
+        )
+
+    return make, Counting
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_architecture_is_traced_once_for_all_seeds_and_rates(images, labels, engine, counted):
+    from fmnist_lab import schedules, training
+
+    make, counter = counted
+    first = make()
+    run(first, images, labels, engine=engine)
+    training.predict(first, images)
+    others = [make(seed) for seed in (1, 2, 3)]
+    traced = counter.traces
+    assert traced > 0
+    run(others[0], images, labels, build({**SGD, "learning_rate": 0.001}), engine=engine, seed=1)
+    run(others[1], images, labels, build(SGD), engine=engine, epochs=3, seed=2)
+    import keras
+
+    cosine = keras.optimizers.SGD(schedules.cosine(0.1, steps=20))
+    run(others[2], images, labels, cosine, engine=engine)
+    training.predict(others[0], images)
+    assert counter.traces == traced
+    # It does count: another batch size is another program.
+    run(others[0], images, labels, engine=engine, batch_size=10)
+    assert counter.traces > traced
+
+
+def test_compiling_ahead_leaves_nothing_to_compile_and_trains_nothing(images, labels, counted):
+    from fmnist_lab import training
+
+    make, counter = counted
+    model, optimizer, expected = make(), build(OPTIMIZERS["adam"]), make()
+    start = weights(model)
+    training.compile_ahead(model, images, labels, optimizer, training.Recipe())
+    assert all(np.array_equal(a, b) for a, b in zip(weights(model), start, strict=True))
+    traced = counter.traces
+    run(model, images, labels, optimizer)
+    assert counter.traces == traced
+    run(expected, images, labels, build(OPTIMIZERS["adam"]))
+    assert same_bits(model, expected)
+
+
+def test_different_rates_do_differ(images, labels):
+    """They share a program, but not a rate."""
+    fast, slow = mlp(), mlp()
+    (one,) = run(fast, images, labels, build(SGD), epochs=1)
+    (two,) = run(slow, images, labels, build({**SGD, "learning_rate": 0.01}), epochs=1)
+    assert (one.learning_rate, two.learning_rate) == pytest.approx((0.05, 0.01))
+    assert not same_bits(fast, slow)
+
+
+def test_optimizers_of_one_name_are_not_taken_for_each_other(images, labels):
+    import keras
+
+    class SGD(keras.optimizers.SGD):
+        def update_step(self, gradient, variable, learning_rate):
+            self.assign_sub(variable, keras.ops.sign(gradient) * 0.01)
+
+    theirs, own = mlp(), mlp()
+    start = weights(own)
+    run(theirs, images, labels, keras.optimizers.SGD(0.05), epochs=1, batch_size=COUNT)
+    run(own, images, labels, SGD(0.05), epochs=1, batch_size=COUNT)
+    moved = np.abs(weights(own)[-1] - start[-1])
+    np.testing.assert_allclose(moved, 0.01, rtol=1e-4)
+
+
+def test_losses_of_one_name_are_not_taken_for_each_other(images, labels):
+    """A loss's parameters need not be in its config for the second one to be itself."""
+    import keras
+
+    class Scaled(keras.losses.Loss):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+        def call(self, y_true, y_pred):
+            return self.factor * keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
+
+    (once,) = run(
+        mlp(), images, labels, build({**SGD, "learning_rate": 1e-30}), epochs=1, loss=Scaled(1)
+    )
+    (twice,) = run(
+        mlp(), images, labels, build({**SGD, "learning_rate": 1e-30}), epochs=1, loss=Scaled(2)
+    )
+    assert twice.loss == pytest.approx(2 * once.loss, rel=1e-5)
+
+
+def test_a_layer_that_was_written_anew_is_not_taken_for_the_old_one(images):
+    """As in a notebook, whose cell with a layer is edited and run again."""
+    import keras
+
+    from fmnist_lab import training
+
+    def model(factor: float):
+        @keras.saving.register_keras_serializable("test_training")
+        class Power(keras.layers.Layer):
+            def call(self, inputs):
+                return keras.ops.power(inputs, factor)
+
+        return keras.Sequential(
+            [
+                keras.Input(SHAPE, dtype="uint8", name="image"),
+                keras.layers.Rescaling(1 / 255, name="rescale"),
+                Power(name="power"),
+                keras.layers.Flatten(name="flatten"),
+                keras.layers.Dense(CLASSES, activation="softmax", name="out"),
+            ],
+            name="edited",
+        )
+
+    for factor in (1.0, 3.0):
+        edited = model(factor)
+        ours = training.predict(edited, images)
+        np.testing.assert_allclose(ours, edited.predict(images, verbose=0), rtol=1e-5)
+
+
+# Predicting
+
+
+@pytest.mark.parametrize("count", [1, 31, 5001])
+@pytest.mark.parametrize("make", ["linear", "mlp", "cnn"])
+def test_predictions_are_those_of_model_predict_to_the_last_bit(make, count):
+    """At the real size, where a matrix product could take another path for another batch."""
+    import keras
+
+    from fmnist_lab import models, training
+
+    keras.utils.set_random_seed(0)
+    model = getattr(models, make)((28, 28), 10)
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 28, 28), np.uint8)
+    ours = training.predict(model, pixels)
+    theirs = model.predict(pixels, verbose=0)
+    assert (ours.dtype, ours.shape) == (np.float32, (count, 10))
+    assert np.flatnonzero((ours != theirs).any(axis=1)).tolist() == []
+
+
+def test_predicting_is_inference(images):
+    from fmnist_lab import training
+
+    model = mlp(dropout=0.9)
+    first = training.predict(model, images)
+    assert first.tobytes() == training.predict(model, images).tobytes()
+    np.testing.assert_allclose(first.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_no_images_have_no_predictions(images):
+    from fmnist_lab import training
+
+    assert training.predict(mlp(), images[:0]).shape == (0, CLASSES)
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_loss_that_is_no_number_stops_at_its_epoch(images, labels, engine):
+    """The first epoch is sound; in the second the rate makes the weights overflow."""
+    import keras
+
+    from fmnist_lab import training
+
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([6], [0.01, 1e38])
+    epochs = training.train(
+        *(mlp(), images, labels, keras.optimizers.SGD(schedule)),
+        epochs=5,
+        recipe=training.Recipe(engine=engine),
+    )
+    assert next(epochs).number == 1
+    with pytest.raises(training.DivergedError, match=r"epoch 2 .*optimizer\.learning_rate"):
+        next(epochs)
+    assert list(epochs) == []
+
+
+def test_a_model_that_cannot_be_rebuilt_is_refused_in_words(images, labels):
+    import keras
+
+    class Own(keras.Model):
+        def __init__(self, table: object) -> None:
+            super().__init__()
+            self.table = table
+            self.out = keras.layers.Dense(CLASSES, activation="softmax")
+
+        def call(self, inputs):
+            return self.out(keras.ops.cast(keras.ops.reshape(inputs, (-1, 48)), "float32"))
+
+    model = Own(object())
+    model(images[:1])
+    with pytest.raises(UserError, match="Own cannot be rebuilt"):
+        run(model, images, labels)
+
+
+def test_convolutions_take_the_graph_and_the_rest_xla():
+    import tensorflow as tf
+
+    from fmnist_lab import training
+
+    assert training.choose_engine(mlp()) == "xla"
+    on_gpu = bool(tf.config.list_physical_devices("GPU"))
+    assert training.choose_engine(cnn()) == ("xla" if on_gpu else "graph")
