@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import subprocess
@@ -11,12 +12,20 @@ import time
 import urllib.error
 import urllib.request
 import webbrowser
-from typing import Annotated
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
 
-from fmnist_lab import tracking
+from fmnist_lab import provenance, tracking
+from fmnist_lab.console import duration
 from fmnist_lab.errors import UserError, reported
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 60
@@ -61,6 +70,82 @@ def ui(
             finally:
                 server.terminate()
                 server.wait()
+
+
+@app.command(name="list")
+def list_runs(
+    *,
+    where: Annotated[str, Parameter(name="--filter")] = "",
+    store: str | None = None,
+    experiment: str = tracking.DEFAULT_EXPERIMENT,
+    most: int = 30,
+) -> None:
+    """List runs, the newest first: state, age, test accuracy and gap.
+
+    Args:
+        where: MLflow's filter, such as "attributes.status = 'FAILED'".
+        store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
+        experiment: The experiment to look into.
+        most: How many to list at the most.
+    """
+    with reported():
+        runs, _ = _find(store, experiment, where)
+        table = Table("run", "name", "state", "age", "accuracy/test", "accuracy/gap", box=None)
+        for column in table.columns[3:]:
+            column.justify = "right"
+        now = datetime.now(UTC)
+        for run in runs.head(most).to_dict("records"):
+            figures = (f"{run.get(f'accuracy/{part}', math.nan):.4f}" for part in ("test", "gap"))
+            age = duration((now - run["started"]).total_seconds())
+            table.add_row(run["run_id"], run["name"], run["status"], age, *figures)
+        console = Console(width=None if sys.stdout.isatty() else 120)
+        console.print(table)
+        if len(runs) > most:
+            console.print(f"… and {len(runs) - most} older ones; --most {len(runs)} lists them all")
+
+
+@app.command
+def report(
+    *,
+    where: Annotated[str, Parameter(name="--filter")] = "",
+    output: Path | None = None,
+    title: str = "Report",
+    store: str | None = None,
+    experiment: str = tracking.DEFAULT_EXPERIMENT,
+) -> None:
+    """Sum up training runs: a row a setting, means over the seeds with 95 % intervals.
+
+    Args:
+        where: MLflow's filter, such as "params.model = 'mlp' and params.trainer.epochs = '5'".
+        output: Folder for results.csv, summary.csv, report.md with figures, and report.html.
+        title: What the report is called.
+        store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
+        experiment: The experiment to look into.
+    """
+    from fmnist_lab import report as reports
+
+    with reported():
+        training = " and ".join(filter(None, [where, "tags.job = 'train'"]))
+        runs, curves = _find(store, experiment, training, curve="accuracy/gap")
+        console = Console(width=None if sys.stdout.isatty() else 140)
+        console.print(reports.terminal_table(runs))
+        if output:
+            command = provenance.command()
+            for file in reports.write(runs, curves, output, title=title, command=command):
+                console.print(f"written: {file}", highlight=False, soft_wrap=True)
+
+
+def _find(
+    store: str | None, experiment: str, where: str, **options: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    place = tracking.Store.locate(store, for_writing=False)
+    found = tracking.find(place, experiment, where, **options)
+    if found[0].empty:
+        raise UserError(
+            f"no run in experiment '{experiment}' of {place.uri} fits"
+            f"{f' the filter {where}' if where else ''}; python -m fmnist_lab.runs list shows all"
+        )
+    return found
 
 
 def _serve(store: tracking.Store, port: int, notes: int) -> subprocess.Popen[bytes]:

@@ -30,6 +30,7 @@ from fmnist_lab.errors import UserError
 
 if TYPE_CHECKING:
     import keras
+    import pandas as pd
     from matplotlib.figure import Figure
 
 # Telemetry would call out, and a printed URL is http://…/#/experiments/… without its UI running.
@@ -427,30 +428,85 @@ def links(store: Store, experiment: str, run_id: str | None = None) -> dict[str,
     """
     from mlflow.exceptions import MlflowException
 
+    client, experiment_id = _look_into(store, experiment)
+    view = "?workflowType=machine_learning"
+    if not run_id:
+        return {"all runs": f"/#/experiments/{experiment_id}/runs{view}"}
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise UserError(f"run '{run_id}' is not in {store.uri}: {error.message}") from None
+    page = f"/#/experiments/{run.info.experiment_id}/runs"
+    return {f"run {run.info.run_name}": f"{page}/{run_id}{view}", "all runs": f"{page}{view}"}
+
+
+def find(
+    store: Store, experiment: str = DEFAULT_EXPERIMENT, where: str = "", *, curve: str = ""
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return runs as a table, the newest first.
+
+    Args:
+        store: Where to look.
+        experiment: The experiment they are in.
+        where: MLflow's filter, for example "params.model = 'mlp'".
+        curve: A metric to return for every epoch as well.
+
+    Returns:
+        A row a run: `run_id`, `name`, `status`, `started` (UTC), `failure` and `job` where there
+        are any, then params and last metrics under their own names; and a row an epoch: `run_id`,
+        `epoch`, `metric`, `value`.
+
+    Raises:
+        UserError: The store or the experiment is not there, or MLflow refuses the filter.
+    """
+    import pandas as pd
+    from mlflow.exceptions import MlflowException
+
+    client, experiment_id = _look_into(store, experiment)
+    rows, points, token = [], [], None
+    try:
+        while token != "":
+            page = client.search_runs([experiment_id], where, max_results=1000, page_token=token)
+            for run in page:
+                tags = run.data.tags
+                rows.append(
+                    {
+                        "run_id": run.info.run_id,
+                        "name": run.info.run_name,
+                        "status": run.info.status,
+                        "started": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
+                        **{tag: tags[tag] for tag in ("job", "failure") if tag in tags},
+                        **run.data.params,
+                        **run.data.metrics,
+                    }
+                )
+                if curve in run.data.metrics:
+                    points += [
+                        (run.info.run_id, point.step, curve, point.value)
+                        for point in client.get_metric_history(run.info.run_id, curve)
+                    ]
+            token = page.token or ""
+    except MlflowException as error:
+        raise UserError(
+            f"--filter: received '{where}', which MLflow refuses: {error.message}"
+        ) from None
+    return pd.DataFrame(rows), pd.DataFrame(points, columns=["run_id", "epoch", "metric", "value"])
+
+
+def _look_into(store: Store, experiment: str) -> tuple[Any, str]:
+    """Return a client of a store and an experiment's id, if there are any runs to look at."""
     if store.database is not None and not store.database.exists():
         raise UserError(
             f"no runs: {store.database} does not exist; make a run with python -m fmnist_lab.run, "
             "go to the folder you made one in, or name a store with --store"
         )
     client = _client(store)
-    found = {}
-    try:
-        if run_id:
-            run = client.get_run(run_id)
-            page = f"/#/experiments/{run.info.experiment_id}"
-            found[f"run {run.info.run_name}"] = (
-                f"{page}/runs/{run_id}?workflowType=machine_learning"
-            )
-            found["all runs"] = f"{page}/runs?workflowType=machine_learning"
-            return found
-        known = client.get_experiment_by_name(experiment)
-    except MlflowException as error:
-        raise UserError(f"run '{run_id}' is not in {store.uri}: {error.message}") from None
+    known = client.get_experiment_by_name(experiment)
     if known is None:
         raise UserError(
             f"experiment '{experiment}' is not in {store.uri}; name one with --experiment"
         )
-    return {"all runs": f"/#/experiments/{known.experiment_id}/runs?workflowType=machine_learning"}
+    return client, known.experiment_id
 
 
 def newest_run(store: Store) -> str | None:
