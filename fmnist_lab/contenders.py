@@ -104,6 +104,7 @@ def jax_scan(
     images: np.ndarray,
     labels: np.ndarray,
     precision: str,
+    *,
     rescale_inside: bool = False,
 ) -> EpochFunction:
     """Train with `jax.lax.scan` over the batches of an epoch, compiled as one program.

@@ -2,43 +2,44 @@
 
 `figure.savefig(path)` writes a PNG at 144 dots an inch. Nothing here touches pyplot or rcParams,
 so figures are freed like any other object, may be drawn in any thread, and keep their look under
-the caller's style sheets. A page is laid out by hand, in points of two pixels: images keep to whole
-multiples of their pixels, no label runs into another, and there is no layout engine to wait for.
+the caller's style sheets. They are laid out by hand on the pages of `page`.
 
 The arrays are as in `evaluation`: `images` uint8 (n, height, width), `probabilities` float32
 (n, classes), `labels` uint8 (n,), `class_names` a name for every class. A name too long for its
 place is cut with an ellipsis. What does not fit together raises a `ValueError`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.textpath import text_to_path
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from fmnist_lab.evaluation import Calibration
-
-# Right and wrong, train and test. They stay apart under the common kinds of colour blindness and
-# pass WCAG AA as text on white (from Paul Tol's "vibrant" scheme).
-BLUE, RED = "#0077bb", "#cc3311"
-PALE_BLUE, PALE_RED = "#8cc3e2", "#f3cdc3"
-INK, GREY, PALE = "#222222", "#6e6e6e", "#cccccc"
-FONT = "DejaVu Sans"  # Comes with matplotlib, so that figures are the same on every machine.
-TITLE, TEXT, SMALL = 9.5, 8.0, 7.0  # Type sizes, in points.
-DPI = 144
-MARGIN = 12
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom
-Point = tuple[float, float]
+from fmnist_lab.page import (
+    BLUE,
+    GREY,
+    INK,
+    PALE,
+    PALE_BLUE,
+    PALE_RED,
+    RED,
+    SMALL,
+    TEXT,
+    Page,
+    cut,
+    grid,
+    image_size,
+    rectangles,
+    spread,
+    widest,
+    width_of,
+)
 
 
 def first_image(image: NDArray[np.uint8], class_name: str) -> Figure:
@@ -52,9 +53,9 @@ def first_image(image: NDArray[np.uint8], class_name: str) -> Figure:
         The figure.
     """
     _check(image[None], [0], [class_name])
-    width, height = _size(image.shape, 196)
+    width, height = image_size(image.shape, 196)
     scale = max(height, 84)
-    page = _Page(
+    page = Page(
         width + 58,
         scale,
         f"First training image: {class_name}",
@@ -91,13 +92,13 @@ def image_grid(
     _check(images, labels, class_names)
     count = min(len(images), rows * columns)
     names = [class_names[label] for label in labels[:count]]
-    size = _size(images.shape[1:], 56)
-    wide = max(size[0], min(_widest(names, TEXT), 100))
-    cells, extent = _grid(count, columns, wide, size[1] + 14, gap=10)
-    page = _Page(*extent, "Training images and their classes")
+    size = image_size(images.shape[1:], 56)
+    wide = max(size[0], min(widest(names, TEXT), 100))
+    cells, extent = grid(count, columns, wide, size[1] + 14, gap=10)
+    page = Page(*extent, "Training images and their classes")
     page.images(cells, size, images[:count])
     for (x, y), name in zip(cells, names, strict=True):
-        page.text(x, y + size[1] + 4, _cut(name, TEXT, wide), va="top")
+        page.text(x, y + size[1] + 4, cut(name, TEXT, wide), va="top")
     return page.figure
 
 
@@ -116,13 +117,13 @@ def single_prediction(
         The figure, captioned `predicted class, its probability, (true class)`.
     """
     _check(image[None], [label], class_names, probabilities[None])
-    width, height = _size(image.shape, 140)
+    width, height = image_size(image.shape, 140)
     pitch = min(max(height / len(class_names), 11), 24)
     tall = pitch * len(class_names)
-    names = [_cut(name, TEXT, 130) for name in class_names]
-    start, long = width + 22 + _widest(names, TEXT), 120
+    names = [cut(name, TEXT, 130) for name in class_names]
+    start, long = width + 22 + widest(names, TEXT), 120
     full = start + long + 28
-    page = _Page(full, max(height, tall) + 18, "One image and the probability of each class")
+    page = Page(full, max(height, tall) + 18, "One image and the probability of each class")
     caption, color = _caption(probabilities, label, class_names, full)
     page.text(0, 2, caption, color=color, va="top")
     page.images([(0, 18)], (width, height), image[None])
@@ -163,16 +164,16 @@ def prediction_grid(
     """
     _check(images, labels, class_names, probabilities)
     count = min(len(images), rows * columns)
-    size = _size(images.shape[1:], 56)
-    names = [_cut(name, SMALL, 80) for name in class_names]
+    size = image_size(images.shape[1:], 56)
+    names = [cut(name, SMALL, 80) for name in class_names]
     pitch = max(8.6, 72 / len(names))
     chart = pitch * len(names) + 6
-    upright = _widest(names, SMALL) > pitch - 4
+    upright = widest(names, SMALL) > pitch - 4
     wide = size[0] + 6 + chart
-    cells, extent = _grid(count, columns, wide, size[1] + 14, gap=14)
-    page = _Page(
+    cells, extent = grid(count, columns, wide, size[1] + 14, gap=14)
+    page = Page(
         extent[0],
-        extent[1] + 4 + (_widest(names, SMALL) if upright else SMALL),
+        extent[1] + 4 + (widest(names, SMALL) if upright else SMALL),
         "Predictions",
         "Above each image: predicted class, its probability and (true class). Beside it: the "
         "probability of each class, up to 100%, blue for the true class, red for a wrong one.",
@@ -218,7 +219,7 @@ def learning_curves(history: Mapping[str, Sequence[float]]) -> Figure:
     note = "Measured after each epoch. Shaded: the gap between training and test set."
     if "accuracy/fit" in history or "loss/fit" in history:
         note += " Dashed: the running mean during the epoch."
-    page = _Page(2 * (24 + width + gutter) + 8, height + 40, "Learning curves", note)
+    page = Page(2 * (24 + width + gutter) + 8, height + 40, "Learning curves", note)
     for left, name, title in (
         (24, "accuracy", "Accuracy"),
         (24 + width + gutter + 32, "loss", "Loss (nats)"),
@@ -255,11 +256,11 @@ def confusion_matrix(matrix: NDArray[np.integer[Any]], class_names: Sequence[str
     depth = np.where(right, 0.45 * share, share / deepest)
     full = np.where(right[..., None], to_rgb(BLUE), to_rgb(RED))
     colors = 1 - depth[..., None] * (1 - full)
-    cell = max(min(300 / classes, 60), 20, _width(str(matrix.max()), SMALL) + 6)
-    names = [_cut(name, TEXT, 110) for name in class_names]
-    left, wide = _widest(names, TEXT) + 20, cell * classes
-    below = 0.71 * _widest(names, TEXT) + 26
-    page = _Page(
+    cell = max(min(300 / classes, 60), 20, width_of(str(matrix.max()), SMALL) + 6)
+    names = [cut(name, TEXT, 110) for name in class_names]
+    left, wide = widest(names, TEXT) + 20, cell * classes
+    below = 0.71 * widest(names, TEXT) + 26
+    page = Page(
         left + wide,
         wide + below,
         "Confusion matrix",
@@ -295,7 +296,7 @@ def reliability_diagram(calibration: Calibration) -> Figure:
         The figure.
     """
     left, side = 30, 200
-    page = _Page(
+    page = Page(
         left + side + 8,
         side + 102,
         "Reliability of the model's confidence",
@@ -307,12 +308,12 @@ def reliability_diagram(calibration: Calibration) -> Figure:
     part = calibration.count[some] / max(calibration.count.sum(), 1)
     mean, share = calibration.confidence[some], calibration.accuracy[some]
     low, high, zero = calibration.edges[some], calibration.edges[some + 1], np.zeros(len(some))
-    _rectangles(above, zip(low, share, high, zero, strict=True), PALE_BLUE, "white")
-    _rectangles(above, zip(low, share, high, mean, strict=True), PALE_RED, "white")
+    rectangles(above, zip(low, share, high, zero, strict=True), PALE_BLUE, "white")
+    rectangles(above, zip(low, share, high, mean, strict=True), PALE_RED, "white")
     tops = [[(x0, y), (x1, y)] for x0, x1, y in zip(low, high, share, strict=True)]
     above.add_collection(LineCollection(tops, colors=BLUE, linewidths=1.8), autolim=False)
     above.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
-    _rectangles(below, zip(low, part, high, zero, strict=True), GREY, "white")
+    rectangles(below, zip(low, part, high, zero, strict=True), GREY, "white")
     ticks = np.linspace(0, 1, 6)
     above.set(xlim=(0, 1), ylim=(0, 1), xticks=ticks, xticklabels=[], yticks=ticks)
     top = float(part.max(initial=0)) or 1.0
@@ -349,19 +350,19 @@ def confident_mistakes(
     count = min(len(images), rows * columns)
     title = "The most confident mistakes"
     if not count:
-        page = _Page(200, 14, title)
+        page = Page(200, 14, title)
         page.text(0, 2, "None: every prediction is right.", color=GREY, va="top")
         return page.figure
-    size = _size(images.shape[1:], 56)
-    wide = max(size[0], min(_widest(class_names, TEXT) + _width(" 100%", TEXT), 100))
-    cells, extent = _grid(count, columns, wide, size[1] + 24, gap=10)
-    page = _Page(*extent, title, "Red: predicted class and its probability. Blue: the true class.")
+    size = image_size(images.shape[1:], 56)
+    wide = max(size[0], min(widest(class_names, TEXT) + width_of(" 100%", TEXT), 100))
+    cells, extent = grid(count, columns, wide, size[1] + 24, gap=10)
+    page = Page(*extent, title, "Red: predicted class and its probability. Blue: the true class.")
     page.images(cells, size, images[:count])
     for (x, y), row, label in zip(cells, probabilities, labels, strict=False):
         place = int(row.argmax())
         sure = f" {row[place]:.0%}"
-        name = _cut(class_names[place], TEXT, wide - _width(sure, TEXT))
-        true = _cut(class_names[label], TEXT, wide - _width("()", TEXT))
+        name = cut(class_names[place], TEXT, wide - width_of(sure, TEXT))
+        true = cut(class_names[label], TEXT, wide - width_of("()", TEXT))
         page.text(x, y + size[1] + 4, name + sure, color=RED, va="top")
         page.text(x, y + size[1] + 14, f"({true})", color=BLUE, va="top")
     return page.figure
@@ -376,10 +377,10 @@ def speed(timed: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     Returns:
         The figure: medians as bars, lowest to highest as lines, ratios to the first as text.
     """
-    label = 4 + max(_widest(contenders, TEXT) for contenders in timed.values())
+    label = 4 + max(widest(contenders, TEXT) for contenders in timed.values())
     width, pitch = 200, 14
     rows = [len(contenders) for contenders in timed.values()]
-    page = _Page(
+    page = Page(
         label + width + 66,
         sum(rows) * pitch + 34 * len(rows),
         "Seconds to train an epoch of 60,000 images",
@@ -404,80 +405,7 @@ def speed(timed: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     return page.figure
 
 
-class _Page:
-    """A figure whose content is placed in points, (0, 0) at the top left under the title."""
-
-    def __init__(self, width: float, height: float, title: str, note: str = "") -> None:
-        width, height = float(np.ceil(max(width, 200))), float(np.ceil(height))
-        lines = [(line, TITLE, "bold", INK) for line in _wrap(title, TITLE, width, "bold")]
-        lines += [(line, SMALL, "normal", GREY) for line in _wrap(note, SMALL, width)]
-        header = float(np.ceil(sum(1.4 * size for _, size, _, _ in lines) + 6))
-        inches = (width + 2 * MARGIN) / 72, (height + header + 2 * MARGIN) / 72
-        self.figure = Figure(figsize=inches, dpi=DPI, facecolor="white")
-        FigureCanvasAgg(self.figure)
-        self.axes = self.figure.add_axes((0, 0, 1, 1))
-        self.axes.set_axis_off()
-        self.axes.set(xlim=(-MARGIN, width + MARGIN), ylim=(height + MARGIN, -header - MARGIN))
-        y = -header
-        for line, size, weight, color in lines:
-            y += 1.4 * size
-            self.text(0, y - 0.4 * size, line, size, color, weight=weight)
-
-    def text(
-        self, x: float, y: float, text: str, size: float = TEXT, color: Any = INK, **style: Any
-    ) -> None:
-        # A dollar sign in a class name does not start a formula.
-        style |= {"family": FONT, "parse_math": False, "usetex": False}
-        self.axes.text(x, y, text, size=size, color=color, **style)
-
-    def boxes(self, boxes: Iterable[Box], color: Any, edge: Any = "none") -> None:
-        _rectangles(self.axes, boxes, color, edge)
-
-    def line(self, start: Point, end: Point, color: Any) -> None:
-        line = LineCollection([[start, end]], colors=color, linewidths=0.6)
-        self.axes.add_collection(line, autolim=False)
-
-    def image(self, box: Box, values: NDArray[Any], **style: Any) -> None:
-        left, top, right, bottom = box
-        shrunk = values.shape[1] > (right - left) * DPI / 72 + 0.5
-        self.axes.imshow(
-            values,
-            extent=(left, right, bottom, top),
-            origin="upper",
-            interpolation="antialiased" if shrunk else "nearest",
-            aspect="auto",
-            **style,
-        )
-
-    def images(self, places: Sequence[Point], size: Point, images: NDArray[np.uint8]) -> None:
-        # Measured: an artist for every image draws three times faster than one mosaic of them all,
-        # as only their own pixels are resampled, and RGB spares the way through a colour map.
-        boxes = [(x, y, x + size[0], y + size[1]) for x, y in places]
-        for box, image in zip(boxes, images, strict=True):
-            self.image(box, np.repeat(255 - image[..., None], 3, axis=2))
-        self.boxes(boxes, "none", PALE)
-
-    def panel(self, box: Box, title: str, xlabel: str = "") -> Axes:
-        """Axes for a plot; the box, in points, excludes what is written around them."""
-        left, top, right, bottom = box
-        to_figure = self.axes.transData - self.axes.transAxes
-        (x0, y0), (x1, y1) = to_figure.transform([(left, bottom), (right, top)])
-        # Under the page, so that what is written on the page is never hidden.
-        axes = self.figure.add_axes((x0, y0, x1 - x0, y1 - y0), facecolor="none", zorder=-1)
-        axes.tick_params(
-            which="both", length=2.5, width=0.6, pad=2.5, direction="out", top=False, right=False
-        )
-        axes.tick_params(which="both", labelsize=SMALL, labelfontfamily=FONT)
-        axes.tick_params(which="both", color=GREY, labelcolor=INK, left=True, bottom=True)
-        axes.grid(visible=False)
-        for side, spine in axes.spines.items():
-            spine.set(visible=side in ("left", "bottom"), edgecolor=GREY, linewidth=0.6)
-        self.text(left, top - 6, title, weight="bold")
-        self.text((left + right) / 2, bottom + 22, xlabel, ha="center")
-        return axes
-
-
-def _curves(page: _Page, axes: Axes, history: Mapping[str, Sequence[float]], name: str) -> None:
+def _curves(page: Page, axes: Axes, history: Mapping[str, Sequence[float]], name: str) -> None:
     epochs = _series(history, "epoch")
     lines = {"train": (BLUE, "-", 1.4), "test": (RED, "-", 1.4)}
     lines |= {"validation": (GREY, "-", 1.0), "fit": (BLUE, "--", 0.8)}
@@ -541,23 +469,11 @@ def _curves(page: _Page, axes: Axes, history: Mapping[str, Sequence[float]], nam
     gap = f"gap {_number(sign * (train[-1] - test[-1]))}"
     labels.append(((labels[0][0] + labels[1][0]) / 2, gap, INK))
     labels.sort(key=lambda label: label[0])
-    heights = _spread(np.array([point for point, _, _ in labels]), 10.5, top, bottom)
+    heights = spread(np.array([point for point, _, _ in labels]), 10.5, top, bottom)
     for height, (point, text, color) in zip(heights, labels, strict=True):
         if not text.endswith(("nan", "inf")):
             page.line((start + 3, point), (side - 2, height), PALE)
         page.text(side, height, text, color=color, va="center_baseline")
-
-
-def _spread(
-    places: NDArray[np.float64], least: float, low: float, high: float
-) -> NDArray[np.float64]:
-    """Move ascending places apart to at least `least`, evenly both ways, within low and high."""
-    steps = least * np.arange(len(places))
-    up = np.maximum.accumulate(places - steps) + steps
-    down = np.minimum.accumulate((places - steps)[::-1])[::-1] + steps
-    spread = (up + down) / 2
-    spread -= max(spread[-1] - high, 0)
-    return spread + max(low - spread[0], 0)
 
 
 def _series(history: Mapping[str, Sequence[float]], key: str) -> NDArray[np.float64]:
@@ -576,30 +492,6 @@ def _number(value: float) -> str:
     return f"{round(float(value), 3) + 0.0:.3f}" if abs(value) < 1000 else f"{value:.2g}"
 
 
-def _rectangles(axes: Axes, boxes: Iterable[Box], color: Any, edge: Any) -> None:
-    corners = [[(x0, y0), (x0, y1), (x1, y1), (x1, y0)] for x0, y0, x1, y1 in boxes]
-    if corners:
-        patches = PolyCollection(corners, facecolors=color, edgecolors=edge, linewidths=0.6)
-        axes.add_collection(patches, autolim=False)
-
-
-def _size(shape: tuple[int, ...], side: int) -> Point:
-    """Width and height in points of an image whose longer side is to be `side` or little less."""
-    pixels, longest = side * DPI // 72, max(shape)
-    factor = pixels // longest if longest <= pixels else pixels / longest
-    return shape[1] * factor * 72 / DPI, shape[0] * factor * 72 / DPI
-
-
-def _grid(
-    count: int, columns: int, width: float, height: float, gap: float
-) -> tuple[list[Point], Point]:
-    """Top left corners of cells, row by row and on whole pixels, and the extent of them all."""
-    columns = max(min(columns, count), 1)
-    across, down = float(np.ceil(width + gap)), float(np.ceil(height + gap))
-    cells = [(index % columns * across, index // columns * down) for index in range(count)]
-    return cells, (columns * across - gap, max(-(-count // columns) * down - gap, 0))
-
-
 def _caption(
     probabilities: NDArray[Any], label: int | None, class_names: Sequence[str], room: float
 ) -> tuple[str, str]:
@@ -607,12 +499,12 @@ def _caption(
     place = int(probabilities.argmax())
     if label is None:
         sure = f" {probabilities[place]:.0%}"
-        return _cut(class_names[place], TEXT, room - _width(sure, TEXT)) + sure, INK
+        return cut(class_names[place], TEXT, room - width_of(sure, TEXT)) + sure, INK
     sure = f" {probabilities[place]:.0%} ("
     name, true = class_names[place], class_names[label]
-    room -= _width(sure + ")", TEXT)
-    name = _cut(name, TEXT, room - min(_width(true, TEXT), room / 2))
-    true = _cut(true, TEXT, room - _width(name, TEXT))
+    room -= width_of(sure + ")", TEXT)
+    name = cut(name, TEXT, room - min(width_of(true, TEXT), room / 2))
+    true = cut(true, TEXT, room - width_of(name, TEXT))
     return f"{name}{sure}{true})", BLUE if place == label else RED
 
 
@@ -622,41 +514,6 @@ def _bar_colors(probabilities: NDArray[Any], label: int | None) -> list[str]:
     if label is not None:
         colors[int(label)] = BLUE
     return colors
-
-
-def _width(text: str, size: float, weight: str = "normal") -> float:
-    # Letter by letter: kerning makes the real text a little narrower, and every letter is measured
-    # once, where measuring texts took a third of the time of a figure.
-    return size * sum(_advance(letter, weight) for letter in text)
-
-
-@lru_cache(maxsize=4096)
-def _advance(letter: str, weight: str) -> float:
-    font = FontProperties(family=FONT, size=1, weight=weight)
-    return float(text_to_path.get_text_width_height_descent(letter, font, False)[0])
-
-
-def _widest(names: Iterable[str], size: float) -> float:
-    return max((_width(name, size) for name in names), default=0.0)
-
-
-def _cut(text: str, size: float, room: float, weight: str = "normal") -> str:
-    short = text
-    while text and _width(short, size, weight) > room:
-        text = text[:-1]
-        short = text.rstrip() + "…"
-    return short
-
-
-def _wrap(text: str, size: float, room: float, weight: str = "normal") -> list[str]:
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and _width(longer, size, weight) <= room:
-            lines[-1] = longer
-        else:
-            lines.append(_cut(word, size, room, weight))
-    return lines
 
 
 def _check(

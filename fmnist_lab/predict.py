@@ -59,13 +59,16 @@ class Classifier:
                 f"images: received shape {images.shape}, expected one image {shape} or a batch "
                 f"(n, {', '.join(map(str, shape))})"
             )
-        if images.size and (images.min() < 0 or images.max() > 255 or (images % 1).any()):
+        pixels = images.dtype.kind in "ui" or (
+            images.dtype.kind == "f" and bool((images % 1 == 0).all())
+        )
+        if not pixels or (images.size and (images.min() < 0 or images.max() > 255)):
             raise UserError(
                 "images: received numbers that are no pixels, expected whole numbers from 0 to "
                 "255; the model rescales them itself, so do not divide by 255"
             )
-        pixels = images.astype(np.uint8)
-        batch = pixels[None] if images.shape == shape else pixels
+        raw = images.astype(np.uint8)
+        batch = raw[None] if images.shape == shape else raw
         probabilities = training.predict(self.model, batch)
         return probabilities[0] if images.shape == shape else probabilities
 

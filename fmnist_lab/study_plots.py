@@ -1,6 +1,6 @@
 """Summaries of studies in, matplotlib `Figure` out; drawn as `plots` draws, on the same pages.
 
-A summary is what `report.summarize` returns: a row a setting, a column for each varied parameter,
+A summary is what `study.summarize` returns: a row a setting, a column for each varied parameter,
 `runs`, and for each metric `METRIC/mean`, `METRIC/low` and `METRIC/high`, nan where a single run
 leaves no interval. Values of parameters are numbers, texts, tuples of numbers (widths of layers)
 or None where a setting has no such parameter.
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from fmnist_lab.plots import (
+from fmnist_lab.page import (
     BLUE,
     GREY,
     INK,
@@ -27,11 +27,11 @@ from fmnist_lab.plots import (
     RED,
     SMALL,
     TEXT,
-    _cut,
-    _Page,
-    _spread,
-    _widest,
-    _width,
+    Page,
+    cut,
+    spread,
+    widest,
+    width_of,
 )
 from fmnist_lab.statistics import Interval
 
@@ -222,18 +222,18 @@ def heat_map(summary: pd.DataFrame, x: str, y: str, metric: str, label: str) -> 
 
     written = max(len(columns), len(rows)) <= MOST_CELLS
     texts = [number(value) for value in means.flat]
-    wide = max(_widest(texts, SMALL), _width("± 0.0000", TINY)) + 10 if written else 14.0
+    wide = max(widest(texts, SMALL), width_of("± 0.0000", TINY)) + 10 if written else 14.0
     tall = (28.0 if np.isfinite(halves).any() else 22.0) if written else 14.0
     # Room for the title, and for the name of the axis at the side.
     wide = max(wide, 200 / len(columns))
-    tall = max(tall, (_width(names[y], TEXT) + 8) / len(rows))
-    across = [_cut(shown(value), TEXT, 120) for value in columns]
-    upright = _widest(across, TEXT) > wide - 4
-    upwards = [_cut(shown(value), TEXT, 120) for value in rows]
-    left = _widest(upwards, TEXT) + 20
+    tall = max(tall, (width_of(names[y], TEXT) + 8) / len(rows))
+    across = [cut(shown(value), TEXT, 120) for value in columns]
+    upright = widest(across, TEXT) > wide - 4
+    upwards = [cut(shown(value), TEXT, 120) for value in rows]
+    left = widest(upwards, TEXT) + 20
     right, bottom = left + wide * len(columns), tall * len(rows)
-    below = bottom + (_widest(across, TEXT) if upright else TEXT) + 19
-    page = _Page(right + 44, below, f"{label} by {names[x]} and {names[y]}", note)
+    below = bottom + (widest(across, TEXT) if upright else TEXT) + 19
+    page = Page(right + 44, below, f"{label} by {names[x]} and {names[y]}", note)
     boxes = []
     center: dict[str, Any] = {"ha": "center", "va": "center_baseline"}
     for row, name in enumerate(upwards):
@@ -285,7 +285,7 @@ def against(summary: pd.DataFrame, x: str) -> Figure:
         bounds = {metric: mean_low_high(summary, metric) for metric in PAIR}
         return _rows(title, note, [shown(level) for level in levels], places, bounds)
     width, height = 190.0, 150.0
-    page = _Page(2 * width + 78, height + 40, title, note)
+    page = Page(2 * width + 78, height + 40, title, note)
     values = summary[x].to_numpy(float)
     order = np.argsort(values, kind="stable")
     for index, (metric, color) in enumerate(PAIR.items()):
@@ -354,24 +354,24 @@ def gap_against_epochs(points: pd.DataFrame, group: Sequence[str]) -> Figure:
     width, height = (300, 190) if len(panels) == 1 else (180, 140)
     gutter = 14.0
     if group and labels:
-        gutter += max(_widest(map(shown, levels), TEXT), _width(names[group[0]], SMALL))
+        gutter += max(widest(map(shown, levels), TEXT), width_of(names[group[0]], SMALL))
     gutter = min(gutter, 134)
     pitch, drop = 26 + width + gutter + 10, height + 54
     lines = -(-len(panels) // per_row)
     title = f"Accuracy gap against epoch{f' by {_listed(list(names.values()))}' if group else ''}"
-    page = _Page(per_row * pitch - 10, lines * drop - 14, title, note)
+    page = Page(per_row * pitch - 10, lines * drop - 14, title, note)
     # From 0, or a gap that hardly grows would look as if it soared.
-    spread = np.append(points[["mean", "low", "high"]].to_numpy(float), 0)
+    gaps = np.append(points[["mean", "low", "high"]].to_numpy(float), 0)
     longest = float(points["epoch"].max())
     for index, (setting, part) in enumerate(panels):
         x, y = 26 + index % per_row * pitch, 16 + index // per_row * drop
         head = ", ".join(
             f"{names[name]} {shown(value)}" for name, value in zip(rest, setting, strict=True)
         )
-        head = _cut(head, TEXT, width + gutter, "bold") or "Accuracy gap, train - test"
+        head = cut(head, TEXT, width + gutter, "bold") or "Accuracy gap, train - test"
         axes = page.panel((x, y, x + width, y + height), head, "Epoch")
         axes.set_xlim(min(1.0, float(points["epoch"].min())) - 0.02 * longest, 1.02 * longest)
-        _limit(axes.set_ylim, spread)
+        _limit(axes.set_ylim, gaps)
         axes.xaxis.set_major_locator(
             MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
         )
@@ -406,10 +406,10 @@ def accuracy_against_gap(summary: pd.DataFrame, group: str, path: str | None) ->
     named = len(levels) <= MOST_GROUPS
     if not named:
         note += f" Light to dark: {names[group]} {shown(levels[0])} to {shown(levels[-1])}."
-    legend = [_cut(shown(level), TEXT, 130) for level in levels] if named else []
+    legend = [cut(shown(level), TEXT, 130) for level in levels] if named else []
     width, height = 300, 220
-    gutter = max(_widest(legend, TEXT) + 14, _width(names[group], SMALL)) + 14 if named else 0
-    page = _Page(34 + width + gutter, height + 42, "Test accuracy against the gap", note)
+    gutter = max(widest(legend, TEXT) + 14, width_of(names[group], SMALL)) + 14 if named else 0
+    page = Page(34 + width + gutter, height + 42, "Test accuracy against the gap", note)
     axes = page.panel((34, 16, 34 + width, 16 + height), "Test accuracy", "Accuracy gap")
     for part in grouped(summary, rest if path else [group]).values():
         if path:
@@ -464,9 +464,9 @@ def _rows(
     pitch = min(16.0, 600 / len(labels))
     # Of very many rows, only as many names as there is room for.
     every = int(np.ceil(10 / pitch))
-    labels = [_cut(label, TEXT, 160) for label in labels]
-    left, width, height = _widest(labels, TEXT) + 8, 170.0, pitch * len(labels) + 8
-    page = _Page(left + 2 * width + 38, height + 40, title, note)
+    labels = [cut(label, TEXT, 160) for label in labels]
+    left, width, height = widest(labels, TEXT) + 8, 170.0, pitch * len(labels) + 8
+    page = Page(left + 2 * width + 38, height + 40, title, note)
     for row in range(0, len(labels), every):
         y = 20 + pitch * (row + 0.5)
         page.text(left - 6, y, labels[row], ha="right", va="center_baseline")
@@ -519,16 +519,16 @@ def _lines(
 
 
 def _label_ends(
-    page: _Page, axes: Axes, ends: list[tuple[float, float, Any]], x: float, room: float
+    page: Page, axes: Axes, ends: list[tuple[float, float, Any]], x: float, room: float
 ) -> None:
     """Write what each line stands for beside its end, apart from each other."""
     to_page = axes.transData - page.axes.transData
     top, bottom = (to_page.transform((0, limit))[1] for limit in reversed(axes.get_ylim()))
     points = sorted((*to_page.transform(end[:2])[::-1], end[2]) for end in ends)
-    places = _spread(np.array([point[0] for point in points]), 10, top, bottom)
+    places = spread(np.array([point[0] for point in points]), 10, top, bottom)
     for place, (y, start, level) in zip(places, points, strict=True):
         page.line((start + 3, y), (x - 2, place), PALE)
-        page.text(x, place, _cut(shown(level), TEXT, room), va="center_baseline")
+        page.text(x, place, cut(shown(level), TEXT, room), va="center_baseline")
 
 
 def _is_text(levels: Iterable[Any]) -> bool:
@@ -560,7 +560,7 @@ def _mark(axes: Axes, levels: NDArray[np.float64], width: float) -> None:
     places = (there(levels) - first) * width / (last - first + 2 * pad)
     marks, edge = [], -np.inf
     for level, place in zip(levels.tolist(), places, strict=True):
-        half = _width(f"{level:g}", SMALL) / 2 + 2
+        half = width_of(f"{level:g}", SMALL) / 2 + 2
         if place - half >= edge:
             marks.append(level)
             edge = place + half

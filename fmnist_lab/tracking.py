@@ -397,11 +397,14 @@ def load_model(uri: str, store: Store) -> tuple[keras.Model, tuple[str, ...] | N
     import mlflow.keras
     from mlflow.exceptions import MlflowException
 
-    _client(store)
+    _use(store)
     try:
+        # Asking a database that does not exist would create it.
+        if store.database and not store.database.exists() and not Path(uri).exists():
+            raise FileNotFoundError(f"there is no store {store.database}")
         model = mlflow.keras.load_model(uri)
         metadata = mlflow.models.get_model_info(uri).metadata or {}
-    except (MlflowException, OSError, ValueError, TypeError, KeyError) as error:
+    except (MlflowException, ImportError, OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"model_uri: received '{uri}', which cannot be loaded as a Keras model: {reason}; "
@@ -524,7 +527,13 @@ def newest_run(store: Store) -> str | None:
 
 
 def _client(store: Store) -> Any:
-    """Have MLflow use a store, and return a client of it."""
+    """Return a client of a store, which MLflow's functions then use as well."""
+    _use(store)
+    return _mlflow().MlflowClient()
+
+
+def _use(store: Store) -> None:
+    """Have MLflow's functions use a store, without opening it."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     _mlflow().set_tracking_uri(store.uri)
     # MLflow has put it into the environment as well, where the next store is looked for.
@@ -532,7 +541,6 @@ def _client(store: Store) -> Any:
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     else:
         os.environ["MLFLOW_TRACKING_URI"] = before
-    return _mlflow().MlflowClient()
 
 
 def _mlflow() -> Any:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from idx_files import describe, idx_bytes, plainly, server, tiny, tiny_arrays, write
 
-from fmnist_lab import data
+from fmnist_lab import sources
 from fmnist_lab.data import FASHION_MNIST, IdxFile, load, parse_idx
 from fmnist_lab.errors import UserError
 
@@ -45,7 +45,7 @@ def _nothing_of_the_users(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FMNIST_LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(data, "TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(sources, "TIMEOUT_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -334,7 +334,7 @@ def test_dir_with_a_truncated_plain_file(tmp_path):
 @pytest.mark.parametrize("packed", [False, True])
 def test_dir_with_a_file_too_large(tmp_path, monkeypatch, packed):
     dataset, files = tiny()
-    monkeypatch.setattr(data, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(sources, "MAX_BYTES", 2**20)
     files["train_images-idx"] += bytes(2**21)  # packed, a gzip bomb of 2 KB
     said = refusal(write(tmp_path, files, packed), dataset=dataset)
     assert "train_images-idx" in said
@@ -391,7 +391,7 @@ def test_cache_folders(tmp_path, monkeypatch):
 def test_full_cache_takes_no_lock_and_writes_nothing(cache, monkeypatch):
     dataset, files = tiny()
     write(cache, files)
-    monkeypatch.setattr(data, "FileLock", None)
+    monkeypatch.setattr(sources, "FileLock", None)
     load(dataset=dataset)
     assert filled(cache) == files
     assert not (cache / ".lock").exists()
@@ -440,7 +440,7 @@ def test_failed_write_leaves_nothing(cache, monkeypatch):
     def full_disk(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(data.os, "fsync", full_disk)
+    monkeypatch.setattr(sources.os, "fsync", full_disk)
     load(dataset=dataset)
     assert filled(cache) == {}
 
@@ -577,7 +577,7 @@ def not_http(request, body):
     ],
 )
 def test_upstream_that_fails(cache, monkeypatch, answer, reason):
-    monkeypatch.setattr(data, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(sources, "MAX_BYTES", 2**20)
     dataset, files = tiny()
     with server(files, answer) as (url, _):
         said = refusal(dataset=replace(dataset, url=url))
@@ -738,7 +738,7 @@ def debian(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{root / 'bin'}{os.pathsep}{os.environ['PATH']}")
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    monkeypatch.setattr(data.tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(sources.tempfile, "tempdir", str(temporary))
     yield root
     assert list(temporary.iterdir()) == []
 
@@ -785,7 +785,7 @@ def test_debian_package_with_other_content(debian):
 
 
 def test_debian_hangs(debian, monkeypatch):
-    monkeypatch.setattr(data, "APT_SECONDS", 0.2)
+    monkeypatch.setattr(sources, "APT_SECONDS", 0.2)
     (debian / "bin/apt-get").write_text("#!/bin/sh\nexec sleep 5\n")
     assert "apt-get took more than 0 s" in refusal(dataset=packaged()[0])
 
@@ -859,7 +859,7 @@ def test_the_description_of_fashion_mnist():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="needs apt-get")
 def test_real_debian_package(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "TIMEOUT_SECONDS", 10.0)
+    monkeypatch.setattr(sources, "TIMEOUT_SECONDS", 10.0)
     only_debian = replace(FASHION_MNIST, url=None, keras_folder=None)
     if Path(FASHION_MNIST.system_folder).is_dir():
         pytest.skip("the package is installed, so nothing would be fetched")

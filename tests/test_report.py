@@ -14,6 +14,7 @@ from test_study_plots import NO_CURVES, simulate
 
 from fmnist_lab import report
 from fmnist_lab.errors import UserError
+from fmnist_lab.study import heat_map_sides
 
 COMMAND = 'python -m fmnist_lab.run -m trainer.epochs=1,5 "seed=range(3)"'
 
@@ -273,7 +274,7 @@ def test_gap_curves_of_single_epochs_are_nothing_to_draw():
 def test_axes_are_the_two_parameters_with_most_values_that_cross():
     grid = {"optimizer": ["Adam", "SGD"], "model.dropout": [0, 0.1, 0.2, 0.3, 0.4]}
     study = report.take_apart(simulate(1, **grid)[0])
-    assert report._sides(study, None) == ["trainer.epochs", "model.dropout"]
+    assert heat_map_sides(study, None) == ["trainer.epochs", "model.dropout"]
     # A learning rate for each width: nothing crosses, so there is no map.
     tied = with_parameters(
         **{
@@ -281,7 +282,7 @@ def test_axes_are_the_two_parameters_with_most_values_that_cross():
             "optimizer.learning_rate": ["0.1", "0.01", "0.001"],
         }
     )
-    assert report._sides(report.take_apart(tied), None) == ["model.hidden_units"]
+    assert heat_map_sides(report.take_apart(tied), None) == ["model.hidden_units"]
 
 
 def test_axes_may_be_chosen(tmp_path):

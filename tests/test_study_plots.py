@@ -10,6 +10,7 @@ from matplotlib.colors import to_hex
 from test_plots import assert_legible, png, words
 
 from fmnist_lab import report, study_plots
+from fmnist_lab.study import heat_map_sides
 from fmnist_lab.study_plots import ordered, palette, short_names, shown
 
 NO_CURVES = pd.DataFrame({"run_id": [], "epoch": [], "metric": [], "value": []})
@@ -69,7 +70,7 @@ def simulate(seeds=5, epochs=(1, 5, 10, 20), widths=(32, 128, 512), per_epoch=Tr
 
 def figures_of(runs, curves=NO_CURVES):
     study = report.take_apart(runs)
-    sides = report._sides(study, None)
+    sides = heat_map_sides(study, None)
     drawn = report._figures(study, sides, report.gap_curves(study, curves))
     return {name: figure for name, (figure, _) in drawn.items()}
 
