@@ -6,15 +6,13 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-# Named, because each engine would choose its own.
-ALGORITHM = "philox"
-
 
 @dataclass(frozen=True)
 class Augmentation:
     """What may happen to an image each time it is trained on.
 
-    The draws depend on the seed and the step alone, so a run can be repeated and resumed.
+    The draws depend on the seed, the step and the engine alone, so a run can be repeated and
+    resumed.
 
     Attributes:
         flip: Mirror left and right, for half of the images.
@@ -30,7 +28,7 @@ class Augmentation:
 
     def __call__(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Return changed images, uint8 (n, height, width), by a seed of shape (2,)."""
-        seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3, alg=ALGORITHM))
+        seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
         if self.flip:
             images = _flipped(images, seeds[0])
         if self.shift:
@@ -41,16 +39,14 @@ class Augmentation:
 
 
 def _flipped(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    chosen = tf.random.stateless_uniform((images.shape[0], 1, 1), seed, alg=ALGORITHM) < 0.5
+    chosen = tf.random.stateless_uniform((images.shape[0], 1, 1), seed) < 0.5
     return tf.where(chosen, images[:, :, ::-1], images)
 
 
 def _shifted(images: tf.Tensor, most: int, seed: tf.Tensor) -> tf.Tensor:
     count, height, width = images.shape
     padded = tf.pad(images, [[0, 0], [most, most], [most, most]])
-    offsets = tf.random.stateless_uniform(
-        (2, count, 1), seed, 0, 2 * most + 1, tf.int32, alg=ALGORITHM
-    )
+    offsets = tf.random.stateless_uniform((2, count, 1), seed, 0, 2 * most + 1, tf.int32)
     rows = offsets[0] + tf.range(height)
     columns = offsets[1] + tf.range(width)
     moved = tf.gather(padded, rows, axis=1, batch_dims=1)
@@ -60,7 +56,7 @@ def _shifted(images: tf.Tensor, most: int, seed: tf.Tensor) -> tf.Tensor:
 def _erased(images: tf.Tensor, share: float, seed: tf.Tensor) -> tf.Tensor:
     count, height, width = images.shape
     chance, area, aspect, top, left = tf.unstack(
-        tf.random.stateless_uniform((5, count, 1, 1), seed, alg=ALGORITHM)
+        tf.random.stateless_uniform((5, count, 1, 1), seed)
     )
     pixels = (0.02 + 0.38 * area) * height * width
     # Uniform in the logarithm, so that tall and flat rectangles are as frequent.

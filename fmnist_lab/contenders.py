@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from fmnist_lab import data
+from fmnist_lab.errors import UserError
 
 EpochFunction = Callable[[], None]
 
@@ -115,7 +116,7 @@ def jax_scan(
     import jax.numpy as jnp
 
     if network != "mlp" or precision != "float32":
-        raise NotImplementedError("XLA's convolutions on a CPU are not worth waiting for")
+        raise UserError("the JAX contender trains the mlp in float32 only")
     rng = np.random.default_rng(0)
 
     def layer(inputs: int, outputs: int) -> tuple[Any, Any]:

@@ -49,6 +49,8 @@ def train(config: Config) -> dict[str, float]:
     model = build_model(config, dataset)
     optimizer = build_optimizer(config, len(dataset.train_images))
     callbacks = [callback.build() for callback in config.callbacks.values()]
+    validation = _validation(dataset)
+    training.check_callbacks(callbacks, validation is not None)
     recipe = build_recipe(config, model)
 
     screen = console.Screen()
@@ -77,7 +79,7 @@ def train(config: Config) -> dict[str, float]:
                 epochs=config.trainer.epochs,
                 recipe=recipe,
                 seed=config.seed,
-                validation=_validation(dataset),
+                validation=validation,
                 callbacks=callbacks,
                 on_progress=display.advance,
             ):

@@ -122,9 +122,10 @@ def train(
 
     Raises:
         DivergedError: The loss of an epoch is not finite.
-        UserError: The model cannot be rebuilt from its config, or a callback acts on batches.
+        UserError: The model cannot be rebuilt from its config, or `check_callbacks` objects.
     """
     program = _program(model, optimizer, recipe)
+    check_callbacks(callbacks, validation is not None)
     listeners = _Listeners(callbacks, model, optimizer, epochs)
     with listeners:
         for number in range(first_epoch, epochs + 1):
@@ -180,6 +181,36 @@ def compile_ahead(
         program.steps(*batches, *_span(0, 0, 0), *_NOTHING)
 
 
+def check_callbacks(callbacks: Sequence[keras.callbacks.Callback], validated: bool) -> None:
+    """Refuse callbacks that `train` could not serve.
+
+    Args:
+        callbacks: Keras callbacks.
+        validated: Whether there are validation images.
+
+    Raises:
+        UserError: One acts on batches, or watches validation figures that there are none of.
+    """
+    base = keras.callbacks.Callback
+    hooks = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
+    for callback in callbacks:
+        name = type(callback).__name__
+        used = [hook for hook in hooks if getattr(type(callback), hook) is not getattr(base, hook)]
+        # ModelCheckpoint and BackupAndRestore define the hook, and do nothing in it when told so.
+        if used and getattr(callback, "save_freq", None) != "epoch":
+            raise UserError(
+                f"callback {name} acts on batches ({', '.join(used)}), but a whole epoch runs as "
+                "one compiled program; use one that acts on epochs"
+            )
+        monitor = str(getattr(callback, "monitor", ""))
+        if monitor.startswith("val_") and not validated:
+            raise UserError(
+                f"callback {name} watches {monitor}, but no images are held out to measure it on, "
+                "and nothing is chosen on the test set; add for example "
+                "data.validation_fraction=0.1"
+            )
+
+
 def predict(model: keras.Model, images: np.ndarray) -> np.ndarray:
     """Return a model's probabilities, float32 (n, classes), in inference mode.
 
@@ -232,8 +263,6 @@ class _Listeners:
         optimizer: keras.Optimizer,
         epochs: int,
     ) -> None:
-        for callback in callbacks:
-            _refuse_batch_hooks(callback)
         self.callbacks = callbacks
         self.model = model
         self.optimizer = optimizer
@@ -276,18 +305,6 @@ class _Listeners:
             self.finished = True
             for callback in self.callbacks:
                 callback.on_train_end()
-
-
-def _refuse_batch_hooks(callback: keras.callbacks.Callback) -> None:
-    base = keras.callbacks.Callback
-    hooks = ("on_train_batch_begin", "on_train_batch_end", "on_batch_begin", "on_batch_end")
-    used = [hook for hook in hooks if getattr(type(callback), hook) is not getattr(base, hook)]
-    # ModelCheckpoint and BackupAndRestore define the hook, and do nothing in it when told so.
-    if used and getattr(callback, "save_freq", None) != "epoch":
-        raise UserError(
-            f"callback {type(callback).__name__} acts on batches ({', '.join(used)}), but a whole "
-            "epoch runs as one compiled program; use one that acts on epochs"
-        )
 
 
 class _Replica:

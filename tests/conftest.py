@@ -105,8 +105,8 @@ class Process:
             stderr=self._err,
         )
 
-    def wait(self) -> int:
-        return self._process.wait(timeout=300)
+    def wait(self, seconds: float = 300) -> int:
+        return self._process.wait(seconds)
 
     @property
     def code(self) -> int:

@@ -602,3 +602,128 @@ def test_convolutions_take_the_graph_and_the_rest_xla():
     assert training.choose_engine(mlp()) == "xla"
     on_gpu = bool(tf.config.list_physical_devices("GPU"))
     assert training.choose_engine(cnn()) == ("xla" if on_gpu else "graph")
+
+
+# Callbacks
+
+
+def callback_run(model, images, labels, callbacks, *, epochs, optimizer=None):
+    from fmnist_lab import training
+
+    return list(
+        training.train(
+            model,
+            images[:140],
+            labels[:140],
+            build(SGD) if optimizer is None else optimizer,
+            epochs=epochs,
+            validation=(images[140:], labels[140:]),
+            callbacks=callbacks,
+        )
+    )
+
+
+def test_early_stopping_ends_the_training_and_hands_out_the_best_weights(images, labels):
+    import keras
+
+    from fmnist_lab import training
+
+    stopping = keras.callbacks.EarlyStopping("val_loss", patience=2, restore_best_weights=True)
+    model = mlp()
+    # A rate that overfits 140 random images at once.
+    optimizer = build({"class": "Adam", "learning_rate": 0.05})
+    epochs = callback_run(model, images, labels, [stopping], epochs=40, optimizer=optimizer)
+    losses = [epoch.validation.loss for epoch in epochs]
+    best = int(np.argmin(losses))
+    assert len(epochs) == best + 3 < 40
+    left = evaluation.scores(training.predict(model, images[140:]), labels[140:])
+    assert left.loss == pytest.approx(losses[best], abs=1e-12)
+    assert model.optimizer is None
+
+
+def test_the_rate_is_lowered_on_a_plateau_and_obeyed(images, labels):
+    import keras
+
+    plateau = keras.callbacks.ReduceLROnPlateau(
+        "loss", factor=0.5, patience=1, min_delta=1e9, cooldown=0
+    )
+    epochs = callback_run(mlp(), images, labels, [plateau], epochs=4)
+    # The first epoch sets the best; each later one is no better by 1e9.
+    assert [epoch.learning_rate for epoch in epochs] == pytest.approx([0.05, 0.05, 0.025, 0.0125])
+
+
+def test_callbacks_see_epochs_from_zero_with_keras_own_names(images, labels):
+    import keras
+
+    class Listening(keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.heard = []
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.heard.append((epoch, sorted(logs)))
+
+    listening = Listening()
+    callback_run(mlp(), images, labels, [listening], epochs=2)
+    names = ["accuracy", "learning_rate", "loss", "val_accuracy", "val_loss"]
+    assert listening.heard == [(0, names), (1, names)]
+
+
+def test_callbacks_that_act_on_batches_are_refused_by_name(images, labels):
+    import keras
+
+    class Nosy(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise AssertionError("there are no batches to act on")
+
+    with pytest.raises(UserError, match=r"Nosy acts on batches \(on_train_batch_end\)"):
+        callback_run(mlp(), images, labels, [Nosy()], epochs=1)
+
+
+def test_a_checkpoint_at_each_epoch_is_no_batch_callback(images, labels, tmp_path):
+    import keras
+
+    saving = keras.callbacks.ModelCheckpoint(
+        str(tmp_path / "{epoch}.weights.h5"), "loss", save_weights_only=True
+    )
+    callback_run(mlp(), images, labels, [saving], epochs=2)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["1.weights.h5", "2.weights.h5"]
+
+
+def test_choosing_by_validation_needs_validation_images(images, labels):
+    import keras
+
+    from fmnist_lab import training
+
+    with pytest.raises(UserError, match=r"watches val_loss.*data\.validation_fraction"):
+        next(
+            training.train(
+                mlp(),
+                images,
+                labels,
+                build(SGD),
+                epochs=1,
+                callbacks=[keras.callbacks.EarlyStopping()],
+            )
+        )
+
+
+# Precision
+
+
+def test_bfloat16_keeps_weights_and_probabilities_in_float32(images, labels):
+    import keras
+
+    from fmnist_lab import training
+
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = cnn()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    epochs = run(model, images, labels, epochs=6)
+    assert epochs[-1].loss < epochs[0].loss
+    assert {str(variable.dtype) for variable in model.trainable_variables} == {"float32"}
+    probabilities = training.predict(model, images)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
