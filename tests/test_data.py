@@ -45,7 +45,7 @@ def _nothing_of_the_users(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("FMNIST_LAB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources, "TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(sources, "TIMEOUT_SECONDS", 10.0)
 
 
 @pytest.fixture
@@ -578,6 +578,8 @@ def not_http(request, body):
 )
 def test_upstream_that_fails(cache, monkeypatch, answer, reason):
     monkeypatch.setattr(sources, "MAX_BYTES", 2**20)
+    if answer is silent:
+        monkeypatch.setattr(sources, "TIMEOUT_SECONDS", 0.3)
     dataset, files = tiny()
     with server(files, answer) as (url, _):
         said = refusal(dataset=replace(dataset, url=url))
