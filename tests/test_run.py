@@ -453,6 +453,7 @@ def test_an_evaluation_points_at_its_model(tracked, evaluated):
 # Where nothing is kept
 
 
+@pytest.mark.slow
 def test_without_tracking_nothing_is_kept(doors, tmp_path):
     process = doors("run", tmp_path, "debug=smoke")
     assert process.code == 0
