@@ -57,7 +57,7 @@ def train(config: Config) -> dict[str, float]:
     screen.heading(config, dataset, device, model, recipe.engine)
     tags = {**_identity(config, dataset, device), "job": "train", "engine": recipe.engine}
     with (
-        _signals(),
+        _signals() as check_signals,
         tracking.start(store, config.tracking.experiment, run_name(config), tags) as run,
     ):
         run.params(params(config))
@@ -66,11 +66,17 @@ def train(config: Config) -> dict[str, float]:
         _draw_data(run, dataset)
         images, labels = dataset.train_images, dataset.train_labels
         training.compile_ahead(model, images, labels, optimizer, recipe)
+        check_signals()
         # A server may be out of reach; our own files have been tried already, so need no wait.
         if run.is_remote:
             run.wait_until_open()
         history: History = defaultdict(list)
         with screen.training(config.trainer.epochs, len(images)) as display:
+
+            def advance(epoch: int, seen: int) -> None:
+                check_signals()
+                display.advance(epoch, seen)
+
             for epoch in training.train(
                 model,
                 images,
@@ -81,7 +87,7 @@ def train(config: Config) -> dict[str, float]:
                 seed=config.seed,
                 validation=validation,
                 callbacks=callbacks,
-                on_progress=display.advance,
+                on_progress=advance,
             ):
                 probabilities = _predict(model, dataset)
                 metrics = {
@@ -100,6 +106,7 @@ def train(config: Config) -> dict[str, float]:
         _keep_results(run, probabilities["test"], dataset)
         _draw_curves(run, history)
         run.model(model, dataset.class_names)
+        check_signals()
     screen.result(metrics, history, run)
     return metrics
 
@@ -135,7 +142,7 @@ def evaluate(config: Config) -> dict[str, float]:
     }
     name = config.name or f"evaluate {config.model_uri}"
     with (
-        _signals(),
+        _signals() as check_signals,
         tracking.start(store if kept else None, config.tracking.experiment, name, tags) as run,
     ):
         run.params({"model_uri": config.model_uri})
@@ -144,6 +151,7 @@ def evaluate(config: Config) -> dict[str, float]:
         metrics = _metrics(probabilities, dataset)
         run.metrics(metrics, step=0)
         _keep_results(run, probabilities["test"], dataset)
+        check_signals()
     screen.result(metrics, {}, run)
     return metrics
 
@@ -372,14 +380,28 @@ def _keep_results(run: tracking.Run, probabilities: np.ndarray, dataset: data.Da
 
 
 @contextmanager
-def _signals() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that a run ends as KILLED instead of RUNNING for ever."""
+def _signals() -> Iterator[Callable[[], None]]:
+    """Turn Ctrl-C and SIGTERM into an exception at the next good place, or at once if repeated.
 
-    def terminate(*_: object) -> None:
-        raise Terminated
+    An exception raised by the handler itself is lost if Python happens to be in a callback of
+    its garbage collector, and the run would go on.
 
-    previous = signal.signal(signal.SIGTERM, terminate)
+    Yields:
+        A function that raises if there was a signal.
+    """
+    received: list[type[KeyboardInterrupt]] = []
+
+    def check() -> None:
+        if received:
+            raise received[0]
+
+    def note(number: int, _: object) -> None:
+        check()
+        received.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+
+    before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield check
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for each, handler in before.items():
+            signal.signal(each, handler)
