@@ -99,7 +99,9 @@ class Screen:
         if not run.id:
             self.console.print("Nothing was kept (tracking=none).")
             return
-        self.console.print(f"\nRun '{run.name}', id {run.id}, is kept in {run.store_name}.\n")
+        self.console.print(
+            f"\nRun '{escape(run.name)}', id {run.id}, is kept in {escape(run.store_name)}.\n"
+        )
         self._aligned(_next_steps(run, trained=bool(history)))
 
     def _aligned(self, rows: Mapping[str, str]) -> None:
