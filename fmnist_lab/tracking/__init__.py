@@ -4,7 +4,15 @@ A `Run` does its writing on one thread of its own, in order, so that MLflow's im
 and its files cost the training nothing. MLflow is imported there, after TensorFlow.
 """
 
-from fmnist_lab.tracking.query import find, links, load_model, newest_run, origin
+from fmnist_lab.tracking.query import (
+    find,
+    links,
+    load_model,
+    member_tag,
+    members_of,
+    newest_run,
+    origin,
+)
 from fmnist_lab.tracking.run import Run, start
 from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, REMOTE_SCHEMES, Store
 
@@ -16,6 +24,8 @@ __all__ = [
     "find",
     "links",
     "load_model",
+    "member_tag",
+    "members_of",
     "newest_run",
     "origin",
     "start",

@@ -52,6 +52,20 @@ def origin(uri: str) -> dict[str, str]:
     return {"evaluated_run": parts[0]} if uri.startswith("runs:/") else {}
 
 
+def members_of(sweep: str) -> str:
+    """Return MLflow's filter for the runs that a sweep's parent run, by its id, is answered by.
+
+    Each bears a tag of the sweep's own with its job number, because a run that an earlier sweep
+    has made may answer a later one, too, and MLflow knows only one parent.
+    """
+    return f"tags.`{member_tag(sweep)}` != ''"
+
+
+def member_tag(sweep: str) -> str:
+    """Return the tag that holds a run's job number in a sweep."""
+    return f"sweep.{sweep}"
+
+
 def links(store: Store, experiment: str, run_id: str | None = None) -> dict[str, str]:
     """Return links into MLflow's UI, without the server's address: a title and a path.
 
