@@ -48,7 +48,9 @@ def command() -> str:
     """Return the command line that started this process, ready to be pasted."""
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
-    program = ["python", "-m", spec.name] if spec else ["python", sys.argv[0]]
+    # A package is run by its __main__, which nobody types.
+    name = spec.name.removesuffix(".__main__") if spec else ""
+    program = ["python", "-m", name] if spec else ["python", sys.argv[0]]
     return shlex.join([*program, *sys.argv[1:]])
 
 

@@ -534,8 +534,10 @@ def test_a_user_without_a_name_can_run(monkeypatch):
     assert "host" in provenance.tags()
 
 
-def test_the_command_can_be_pasted(monkeypatch):
-    spec = type("Spec", (), {"name": "fmnist_lab.run"})
+@pytest.mark.parametrize("module", ["fmnist_lab.run", "fmnist_lab.runs.__main__"])
+def test_the_command_can_be_pasted(monkeypatch, module):
+    spec = type("Spec", (), {"name": module})
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
     monkeypatch.setattr(sys, "argv", ["x/run.py", "seed=1", "name=a b"])
-    assert provenance.command() == "python -m fmnist_lab.run seed=1 'name=a b'"
+    door = module.removesuffix(".__main__")
+    assert provenance.command() == f"python -m {door} seed=1 'name=a b'"

@@ -1,8 +1,7 @@
-"""The door to runs that exist: `python -m fmnist_lab.runs VERB`."""
+"""`ui`: MLflow's own interface, with links to what was asked for."""
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import subprocess
@@ -12,30 +11,17 @@ import time
 import urllib.error
 import urllib.request
 import webbrowser
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from cyclopts import App, Parameter
-from rich.console import Console
-from rich.table import Table
+from cyclopts import Parameter
 
-from fmnist_lab import provenance, tracking
-from fmnist_lab.console import duration
+from fmnist_lab import tracking
 from fmnist_lab.errors import UserError, reported
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 60
 
-app = App(
-    name="python -m fmnist_lab.runs", help="Look after the runs that exist.", version_flags=()
-)
 
-
-@app.command
 def ui(
     run: str | None = None,
     *,
@@ -70,82 +56,6 @@ def ui(
             finally:
                 server.terminate()
                 server.wait()
-
-
-@app.command(name="list")
-def list_runs(
-    *,
-    where: Annotated[str, Parameter(name="--filter")] = "",
-    store: str | None = None,
-    experiment: str = tracking.DEFAULT_EXPERIMENT,
-    most: int = 30,
-) -> None:
-    """List runs, the newest first: state, age, test accuracy and gap.
-
-    Args:
-        where: MLflow's filter, such as "attributes.status = 'FAILED'".
-        store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
-        experiment: The experiment to look into.
-        most: How many to list at the most.
-    """
-    with reported():
-        runs, _ = _find(store, experiment, where)
-        table = Table("run", "name", "state", "age", "accuracy/test", "accuracy/gap", box=None)
-        for column in table.columns[3:]:
-            column.justify = "right"
-        now = datetime.now(UTC)
-        for run in runs.head(most).to_dict("records"):
-            figures = (f"{run.get(f'accuracy/{part}', math.nan):.4f}" for part in ("test", "gap"))
-            age = duration((now - run["started"]).total_seconds())
-            table.add_row(run["run_id"], run["name"], run["status"], age, *figures)
-        console = Console(width=None if sys.stdout.isatty() else 120)
-        console.print(table)
-        if len(runs) > most:
-            console.print(f"… and {len(runs) - most} older ones; --most {len(runs)} lists them all")
-
-
-@app.command
-def report(
-    *,
-    where: Annotated[str, Parameter(name="--filter")] = "",
-    output: Path | None = None,
-    title: str = "Report",
-    store: str | None = None,
-    experiment: str = tracking.DEFAULT_EXPERIMENT,
-) -> None:
-    """Sum up training runs: a row a setting, means over the seeds with 95 % intervals.
-
-    Args:
-        where: MLflow's filter, such as "params.model = 'mlp' and params.trainer.epochs = '5'".
-        output: Folder for results.csv, summary.csv, report.md with figures, and report.html.
-        title: What the report is called.
-        store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
-        experiment: The experiment to look into.
-    """
-    from fmnist_lab import report as reports
-
-    with reported():
-        training = " and ".join(filter(None, [where, "tags.job = 'train'"]))
-        runs, curves = _find(store, experiment, training, curve="accuracy/gap")
-        console = Console(width=None if sys.stdout.isatty() else 140)
-        console.print(reports.terminal_table(runs))
-        if output:
-            command = provenance.command()
-            for file in reports.write(runs, curves, output, title=title, command=command):
-                console.print(f"written: {file}", highlight=False, soft_wrap=True)
-
-
-def _find(
-    store: str | None, experiment: str, where: str, **options: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    place = tracking.Store.locate(store, for_writing=False)
-    found = tracking.find(place, experiment, where, **options)
-    if found[0].empty:
-        raise UserError(
-            f"no run in experiment '{experiment}' of {place.uri} fits"
-            f"{f' the filter {where}' if where else ''}; python -m fmnist_lab.runs list shows all"
-        )
-    return found
 
 
 def _serve(store: tracking.Store, port: int, notes: int) -> subprocess.Popen[bytes]:
@@ -207,12 +117,3 @@ def _show(address: str, links: dict[str, str], open_browser: bool) -> None:
         print(f"{name:<{width}}  {address}{link}", flush=True)
     if open_browser:
         webbrowser.open(address + next(iter(links.values())))
-
-
-def main() -> None:
-    """Run the command line."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

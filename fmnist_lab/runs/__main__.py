@@ -1,0 +1,17 @@
+"""The verbs of `python -m fmnist_lab.runs`."""
+
+from cyclopts import App
+
+from fmnist_lab.runs.list import list_runs
+from fmnist_lab.runs.report import report
+from fmnist_lab.runs.ui import ui
+
+app = App(
+    name="python -m fmnist_lab.runs", help="Look after the runs that exist.", version_flags=()
+)
+app.command(list_runs, name="list")
+app.command(report)
+app.command(ui)
+
+if __name__ == "__main__":
+    app()
