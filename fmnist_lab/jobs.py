@@ -20,13 +20,18 @@ if TYPE_CHECKING:
     import keras
 
     from fmnist_lab.backend import Device
+    from fmnist_lab.sweep import Membership
     from fmnist_lab.training import Recipe
 
 History = dict[str, list[float]]
 
 
-def train(config: Config) -> dict[str, float]:
+def train(config: Config, member: Membership | None = None) -> dict[str, float]:
     """Train a model as configured, evaluate it, and keep everything.
+
+    Args:
+        config: What to do.
+        member: What this job is in a sweep, if it is part of one.
 
     Returns:
         The last epoch's metrics.
@@ -55,10 +60,16 @@ def train(config: Config) -> dict[str, float]:
 
     screen = console.Screen()
     screen.heading(config, dataset, device, model, recipe.engine)
-    tags = {**_identity(config, dataset, device), "job": "train", "engine": recipe.engine}
+    tags = {
+        **_identity(config, dataset, device),
+        **(member.tags() if member else {}),
+        "job": "train",
+        "engine": recipe.engine,
+    }
+    name = config.name or (member.name if member else run_name(config))
     with (
         _signals() as check_signals,
-        tracking.start(store, config.tracking.experiment, run_name(config), tags) as run,
+        tracking.start(store, config.tracking.experiment, name, tags) as run,
     ):
         run.params(params(config))
         run.text(OmegaConf.to_yaml(OmegaConf.create(config.to_dict())), "config.yaml")
@@ -111,8 +122,12 @@ def train(config: Config) -> dict[str, float]:
     return metrics
 
 
-def evaluate(config: Config) -> dict[str, float]:
+def evaluate(config: Config, member: Membership | None = None) -> dict[str, float]:
     """Reload a logged model, evaluate it, and keep that as a run which points at the model.
+
+    Args:
+        config: What to do.
+        member: What this job is in a sweep, if it is part of one.
 
     Returns:
         The metrics, of the same names as after training.
@@ -136,11 +151,12 @@ def evaluate(config: Config) -> dict[str, float]:
     screen.heading(config, dataset, device, model, engine=None)
     tags = {
         **_identity(config, dataset, device),
+        **(member.tags() if member else {}),
         "job": "evaluate",
         "model_uri": config.model_uri,
         **tracking.origin(config.model_uri),
     }
-    name = config.name or f"evaluate {config.model_uri}"
+    name = config.name or (member.name if member else f"evaluate {config.model_uri}")
     with (
         _signals() as check_signals,
         tracking.start(store if kept else None, config.tracking.experiment, name, tags) as run,
@@ -156,7 +172,7 @@ def evaluate(config: Config) -> dict[str, float]:
     return metrics
 
 
-JOBS: dict[str, Callable[[Config], dict[str, float]]] = {"train": train, "evaluate": evaluate}
+JOBS: dict[str, Callable[[Config, Membership | None], dict[str, float]]] = {"train": train, "evaluate": evaluate}
 
 
 def load_data(config: Config) -> data.Dataset:

@@ -40,7 +40,7 @@ def do(composed: DictConfig) -> Any:
     checked = config.validate(values)  # type: ignore[arg-type]
     from fmnist_lab import jobs
 
-    return jobs.JOBS[checked.job.name](checked)
+    return jobs.JOBS[checked.job.name](checked, None)
 
 
 def main() -> None:
