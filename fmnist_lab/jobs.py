@@ -172,7 +172,10 @@ def evaluate(config: Config, member: Membership | None = None) -> dict[str, floa
     return metrics
 
 
-JOBS: dict[str, Callable[[Config, Membership | None], dict[str, float]]] = {"train": train, "evaluate": evaluate}
+JOBS: dict[str, Callable[[Config, Membership | None], dict[str, float]]] = {
+    "train": train,
+    "evaluate": evaluate,
+}
 
 
 def load_data(config: Config) -> data.Dataset:

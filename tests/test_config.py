@@ -32,7 +32,7 @@ class Door:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["run", *overrides])
             for name in jobs.JOBS:
-                patch.setitem(jobs.JOBS, name, self.asked.append)
+                patch.setitem(jobs.JOBS, name, lambda config, _: self.asked.append(config))
             try:
                 run.main()
             except SystemExit as end:
