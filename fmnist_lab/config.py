@@ -12,11 +12,10 @@ import hashlib
 import inspect
 import json
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
 
 from fmnist_lab.errors import UserError
@@ -88,7 +87,6 @@ Target = Annotated[
         alias="_target_",
         pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$",
         description="the dotted name of a Python function or class",
-        examples=["keras.optimizers.Lion"],
     ),
 ]
 
@@ -214,13 +212,16 @@ class Augmentation(Section):
     """Random changes to the training images."""
 
     flip: Flag
-    shift: Annotated[int, Field(ge=0, le=27, description="pixels, from 0 to 27", examples=[2])]
+    shift: Annotated[
+        int, Field(ge=0, le=27, description="a whole number of pixels, 0 to 27", examples=[2])
+    ]
     erase: Fraction = Field(examples=[0.5])
 
 
 class Optimizer(Buildable):
     """Arguments that every Keras optimizer takes (keras.optimizers.Optimizer)."""
 
+    target: Target = Field(alias="_target_", examples=["keras.optimizers.Lion"])
     learning_rate: Positive = Field(examples=[0.001])
     weight_decay: Annotated[
         float | None, Field(ge=0, description="a finite number, 0 or more, or null")
@@ -410,9 +411,15 @@ def _check(section: type[S], node: Any, prefix: str) -> S:
     """Check one flat section; the first thing wrong with it becomes our one sentence."""
     if not isinstance(node, Mapping):
         group = prefix.rstrip(".")
+        received = f"{group}: received {_shown(node)}"
+        if not (names := options(group)):
+            raise UserError(
+                f"{received}, expected a _target_ and its arguments; for example "
+                f"+{group}._target_=keras.callbacks.EarlyStopping"
+            )
         raise UserError(
-            f"{group}: received {_shown(node)}, expected a group of options; choose one of "
-            f"{', '.join(options(group))}, for example {group}={options(group)[0]}"
+            f"{received}, expected a group of options; choose one of {', '.join(names)}, for "
+            f"example {group}={names[0]}"
         )
     try:
         return section.model_validate(node)
@@ -430,29 +437,6 @@ def _check(section: type[S], node: Any, prefix: str) -> S:
     )
 
 
-def unknown_override(key: str, overrides: Sequence[str]) -> str:
-    """Return the sentence about an override of a key that the chosen YAML files do not have."""
-    group, _, name = key.partition(".")
-    if not (conf_dir() / group).is_dir():
-        return unknown_key(key, keys(Config))
-    defaults = [
-        entry for entry in OmegaConf.load(conf_dir() / "config.yaml").defaults if entry != "_self_"
-    ]
-    choices = {each: option for entry in defaults for each, option in entry.items()}
-    choices |= dict(each.split("=", 1) for each in overrides if "=" in each)
-    chosen = choices[group]
-    first = name.partition(".")[0]
-    known = {each: _yaml_keys(group, each) for each in options(group)}
-    owners = [each for each, names in known.items() if first in names and each != chosen]
-    known_here = [each for each in known.get(chosen, []) if each != "_target_"]
-    sentence = unknown_key(f"{group}.{name}", known_here)
-    return f"{sentence}; {group}={owners[0]} has it" if owners else sentence
-
-
-def _yaml_keys(group: str, option: str) -> list[str]:
-    return [str(key) for key in OmegaConf.load(conf_dir() / group / f"{option}.yaml")]
-
-
 def keys(section: type[Section]) -> list[str]:
     """Return the keys of a section as the YAML files spell them."""
     return [field.alias or name for name, field in section.model_fields.items()]
@@ -466,10 +450,11 @@ def options(group: str) -> list[str]:
 def unknown_key(key: str, known: list[str]) -> str:
     """Return the sentence about a key that does not exist, with the nearest that does."""
     parent, _, name = key.rpartition(".")
+    if not known:
+        return f"{key}: unknown key, expected none under {parent}"
     near = difflib.get_close_matches(name, known, n=1)
-    listed = ", ".join(known) or "nothing"
     hint = f"; did you mean {'.'.join(filter(None, [parent, near[0]]))}?" if near else ""
-    return f"{key}: unknown key, expected one of {listed}{hint}"
+    return f"{key}: unknown key, expected one of {', '.join(known)}{hint}"
 
 
 def _shown(value: Any) -> str:

@@ -48,8 +48,11 @@ def train(config: Config, member: Membership | None = None) -> dict[str, float]:
 
     import keras
 
-    from fmnist_lab import console, training
+    from fmnist_lab import console, memory, training
 
+    memory.check(
+        lambda: _built(config, dataset), build_optimizer(config, len(dataset.train_images))
+    )
     keras.utils.set_random_seed(config.seed)
     model = build_model(config, dataset)
     optimizer = build_optimizer(config, len(dataset.train_images))
@@ -198,13 +201,17 @@ def build_model(config: Config, dataset: data.Dataset) -> keras.Model:
     if config.trainer.precision == "bfloat16":
         keras.config.set_dtype_policy("mixed_bfloat16")
     try:
-        model = config.model.build(
-            image_shape=dataset.train_images.shape[1:], classes=len(dataset.class_names)
-        )
+        model = _built(config, dataset)
     finally:
         keras.config.set_dtype_policy("float32")
     check_model(model, dataset, config.model.target)
     return model
+
+
+def _built(config: Config, dataset: data.Dataset) -> keras.Model:
+    return config.model.build(
+        image_shape=dataset.train_images.shape[1:], classes=len(dataset.class_names)
+    )
 
 
 def build_optimizer(config: Config, images: int) -> keras.Optimizer:

@@ -5,14 +5,13 @@ It imports nothing heavy by itself, so that help, completion and a config error 
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
 import sys
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fmnist_lab import config
 from fmnist_lab.errors import UserError, reported
+from fmnist_lab.overrides import check_groups, explained
 
 
 def run(composed: DictConfig) -> Any:
@@ -36,11 +36,20 @@ def do(composed: DictConfig) -> Any:
     try:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(_in_one_line(error)) from None
+        raise UserError(explained(error, sys.argv[1:])) from None
     checked = config.validate(values)  # type: ignore[arg-type]
     from fmnist_lab import jobs
 
-    return jobs.JOBS[checked.job.name](checked, None)
+    with _where_it_was_typed():
+        return jobs.JOBS[checked.job.name](checked, None)
+
+
+def _where_it_was_typed() -> contextlib.AbstractContextManager[None]:
+    """Undo hydra.job.chdir for a job, so that the store and every relative path stay the same."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.job.chdir:
+        return contextlib.chdir(hydra_config.runtime.cwd)
+    return contextlib.nullcontext()
 
 
 def main() -> None:
@@ -52,36 +61,12 @@ def main() -> None:
         try:
             door(run)()
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(_in_one_line(error)) from None
+            raise UserError(explained(error, sys.argv[1:])) from None
         except (TypeError, ValueError):
-            _check_groups([each for each in sys.argv[1:] if "=" in each and each[0] != "-"])
+            check_groups(sys.argv[1:])
             raise
         except OSError as error:
             raise UserError(f"{error.filename}: {error.strerror}") from None
-
-
-def _in_one_line(error: Exception) -> str:
-    """Return what Hydra found wrong with the command line as our one sentence."""
-    message = str(error)
-    if unknown := re.match(r"Could not override '([\w.]+)'", message):
-        return config.unknown_override(unknown[1], sys.argv[1:])
-    if choice := re.match(r"In '.*': Could not find '([\w/]+)/([^/']*)'", message):
-        group, option = choice.groups()
-        known = ", ".join(config.options(group)) or "none yet"
-        return f"{group}={option}: unknown option, expected one of {known}"
-    return " ".join(message.split())
-
-
-def _check_groups(overrides: list[str]) -> None:
-    """Refuse what is no option of a group, where Hydra fails without a word on which it was."""
-    for override in OverridesParser.create().parse_overrides(overrides):
-        group = override.key_or_group
-        if (config.conf_dir() / group).is_dir() and not isinstance(override.value(), str):
-            known = ", ".join(config.options(group)) or "none yet"
-            received = str(override.input_line).partition("=")[2]
-            raise UserError(
-                f"{group}: received {received}, expected the name of an option, one of {known}"
-            )
 
 
 if __name__ == "__main__":

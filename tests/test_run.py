@@ -803,6 +803,16 @@ def test_what_only_keras_can_refuse(refused, backend, real_data, override, reaso
     assert reason in refused(override, *QUICK)
 
 
+@pytest.mark.parametrize("units", ["100000000", "[100000,100000]"])
+def test_a_model_that_no_memory_holds(refused, backend, real_data, units):
+    """Refused by its size: trying would end in a trace from C++, or in Linux' killing it."""
+    said = refused(f"model.hidden_units={units}", *QUICK)
+    assert re.search(
+        r"^model: received \d+(,\d{3}){3} parameters, which take \d[\d.,]* [GT]B", said
+    )
+    assert "Adam" in said
+
+
 def test_an_argument_that_another_optimizer_does_not_take(refused, backend, real_data):
     said = refused("optimizer._target_=keras.optimizers.Lion", "+optimizer.rho=1", *QUICK)
     assert "rho" in said

@@ -35,7 +35,8 @@ def load_model(uri: str, store: Store) -> tuple[keras.Model, tuple[str, ...] | N
         if store.database and not store.database.exists() and not Path(uri).exists():
             raise FileNotFoundError(f"there is no store {store.database}")
         model = mlflow.keras.load_model(uri)
-        metadata = mlflow.models.get_model_info(uri).metadata or {}
+        # `get_model_info` would ask the store, which a folder may have been copied from.
+        metadata = mlflow.models.Model.load(uri).metadata or {}
     except (MlflowException, ImportError, OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
