@@ -129,6 +129,8 @@ class TrainingDisplay:
         self.console = console
         self.epochs = epochs
         self.images = images
+        self.seconds = 0.0
+        self.seen = 0
         self.began = time.perf_counter()
         self.progress = Progress(
             TextColumn("{task.description:>7}"),
@@ -149,8 +151,13 @@ class TrainingDisplay:
         self.progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
         self.progress.stop()
+        if failure is None and self.seen:
+            self.console.print(
+                f"\nTraining took {duration(self.seconds)}, {self.seen / self.seconds:,.0f} "
+                "images/s, without the evaluations."
+            )
 
     def advance(self, epoch: int, seen: int) -> None:
         """Show how far an epoch has come."""
@@ -164,6 +171,8 @@ class TrainingDisplay:
 
     def finished(self, epoch: Epoch, metrics: Mapping[str, float]) -> None:
         """Print a finished epoch."""
+        self.seconds += epoch.seconds
+        self.seen += epoch.images
         self.console.print(
             f"{f'{epoch.number}/{self.epochs}':>7}{epoch.loss:9.4f}{epoch.accuracy:10.4f}"
             f"{metrics['accuracy/test']:15.4f}{metrics['accuracy/gap']:+9.4f}"

@@ -322,6 +322,7 @@ def test_the_last_screen_tells_the_gap_and_where_to_go(tracked):
         expected = [metrics[f"{name}/{part}"] for part in ("train", "test", "gap")]
         assert [float(cell) for cell in row] == pytest.approx(expected, abs=6e-5)
     assert f"{100 * metrics['accuracy/gap']:.1f} more right" in said
+    assert re.search(r"^Training took [\d.]+ s, [\d,]+ images/s", said, re.M)
     run_id = tracked.run.info.run_id
     assert f"Run 'h128 e2 s0', id {run_id}" in said
     assert f"python -m fmnist_lab.runs ui {run_id}" in said
