@@ -134,7 +134,7 @@ def _results(study: Study) -> pd.DataFrame:
     parameters = sorted(name for name in known if is_parameter(name))
     first = [name for name in ("name", "status", "seed") if name in known]
     last = [name for name in ("job_number", "failure", "run_id") if name in known]
-    others = sorted(set(known) - {*first, *parameters, *metrics, *last})
+    others = sorted(set(known) - {*first, *parameters, *metrics, *last, "sweeps"})
     return _plain(study.runs[[*first, *parameters, *metrics, *others, *last]])
 
 

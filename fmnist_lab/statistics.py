@@ -7,6 +7,7 @@ fit together, and anything not finite, raises a `ValueError`: a diverged run has
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import isnan, nan, sqrt
 from typing import Any
 
@@ -119,7 +120,7 @@ def mean_interval(values: Values, confidence: float = 0.95) -> Interval:
     mean, count = float(array.mean()), len(array)
     if count == 1:
         return Interval(mean, nan, nan, 1)
-    half = float(stats.t.ppf((1 + confidence) / 2, count - 1) * array.std(ddof=1) / sqrt(count))
+    half = _t_quantile((1 + confidence) / 2, count - 1) * float(array.std(ddof=1)) / sqrt(count)
     return Interval(mean, mean - half, mean + half, count)
 
 
@@ -203,6 +204,12 @@ def mcnemar_exact(right_a: NDArray[Any], right_b: NDArray[Any]) -> Comparison:
     low, high = _newcombe(both, only_a, only_b, count - both - toss)
     sample = f"{count:,} test images, {only_a:,} and {only_b:,} right in one only"
     return Comparison((only_a - only_b) / count, low, high, p_value, "exact McNemar", sample)
+
+
+@lru_cache(maxsize=1024)
+def _t_quantile(probability: float, freedom: int) -> float:
+    """Quantile of Student's t. SciPy takes 0.3 ms for one, and a study asks thousands of times."""
+    return float(stats.t.ppf(probability, freedom))
 
 
 def _newcombe(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, float]:

@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from fmnist_lab.study_plots import (
     number,
     order_key,
     ordered,
+    rows_of,
     short_names,
     shown,
 )
@@ -84,7 +86,10 @@ def varied(runs: pd.DataFrame) -> list[str]:
     Returns:
         Names of columns.
     """
-    parsed = _parsed(runs)
+    return _varied(_parsed(runs))
+
+
+def _varied(parsed: pd.DataFrame) -> list[str]:
     parameters = [name for name in parsed if is_parameter(name)]
     # A run that failed before it logged its parameters does not make them all vary.
     begun = parsed[parsed[parameters].notna().any(axis=1)] if parameters else parsed
@@ -106,7 +111,8 @@ def take_apart(runs: pd.DataFrame) -> Study:
     Raises:
         UserError: No run is finished.
     """
-    parameters, runs = varied(runs), _parsed(runs)
+    runs = _parsed(runs)
+    parameters = _varied(runs)
     keys = [*parameters, *(name for name in ("seed", "name", "run_id") if name in runs)]
     rows = [[order_key(value) for value in row] for row in runs[keys].itertuples(index=False)]
     runs = runs.iloc[sorted(range(len(rows)), key=rows.__getitem__)].reset_index(drop=True)
@@ -212,13 +218,11 @@ def gap_curves(study: Study, curves: pd.DataFrame) -> pd.DataFrame:
     rows: list[list[Any]] = []
     if len(curves):
         known = curves[(curves["metric"] == "accuracy/gap") & curves["value"].notna()]
-        traces = {run: part.set_index("epoch")["value"] for run, part in known.groupby("run_id")}
-        for setting, part in grouped(study.used, group).items():
-            if EPOCHS in part:
-                part = part[part[EPOCHS] == max(part[EPOCHS], key=order_key)]
-            found = [traces[run] for run in part["run_id"] if run in traces]
-            together = pd.concat(found, axis=1).dropna().sort_index() if found else pd.DataFrame()
-            for epoch, values in zip(together.index, together.to_numpy(float), strict=True):
+        traces = known.pivot(index="run_id", columns="epoch", values="value")
+        for setting, wanted in longest(study).items():
+            found = traces.loc[[run for run in wanted if run in traces.index]]
+            together = found.dropna(axis=1) if len(found) else found.iloc[:, :0]
+            for epoch, values in zip(together, together.to_numpy(float).T, strict=True):
                 known_at = interval(values)
                 rows.append(
                     [*setting, int(epoch), len(values), known_at.mean, known_at.low, known_at.high]
@@ -230,6 +234,29 @@ def gap_curves(study: Study, curves: pd.DataFrame) -> pd.DataFrame:
         {name: _column(row[place] for row in rows) for place, name in enumerate(columns)}
     )
     return points if points["epoch"].nunique() > 1 else points.iloc[:0]
+
+
+def longest(study: Study) -> dict[tuple[Any, ...], list[str]]:
+    """Return the ids of the runs that went on for the most epochs, of each setting but for these.
+
+    They are all that the curves in a report are of, so no others need to be read from a store.
+
+    Args:
+        study: What `take_apart` returns.
+
+    Returns:
+        Ids by the values of the varied parameters but for the epochs.
+    """
+    group = [name for name in study.parameters if name != EPOCHS]
+    if EPOCHS not in study.parameters:
+        ids = study.used["run_id"].tolist()
+        return {key: [ids[row] for row in rows] for key, rows in rows_of(study.used, group).items()}
+    found: dict[tuple[Any, ...], list[str]] = {}
+    ids, epochs = study.used["run_id"].tolist(), study.used[EPOCHS].tolist()
+    for key, rows in rows_of(study.used, group).items():
+        most = max((epochs[row] for row in rows), key=order_key)
+        found[key] = [ids[row] for row in rows if epochs[row] == most]
+    return found
 
 
 def is_parameter(name: str) -> bool:
@@ -326,19 +353,24 @@ def _parsed(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(**parsed, **metrics)
 
 
+@lru_cache(maxsize=4096)
+def _of_text(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return _value(kind(text))
+        except ValueError:
+            pass
+    if text.startswith("["):
+        try:
+            return _value(ast.literal_eval(text))
+        except (ValueError, SyntaxError):
+            return text
+    return text
+
+
 def _value(value: Any) -> Any:
     if isinstance(value, str):
-        for kind in (int, float):
-            try:
-                return _value(kind(value))
-            except ValueError:
-                pass
-        if value.startswith("["):
-            try:
-                return _value(ast.literal_eval(value))
-            except (ValueError, SyntaxError):
-                return value
-        return value
+        return _of_text(value)
     if isinstance(value, list | tuple):
         layers = tuple(_value(layer) for layer in value)
         if all(isinstance(layer, int | float) for layer in layers):
@@ -390,14 +422,15 @@ def _nothing(unused: Sequence[Unused]) -> str:
 
 
 def _summary(used: pd.DataFrame, parameters: Sequence[str]) -> pd.DataFrame:
-    settings = grouped(used, parameters)
+    settings = rows_of(used, parameters)
     columns = {
         name: _column(setting[place] for setting in settings)
         for place, name in enumerate(parameters)
     }
-    columns["runs"] = pd.Series([len(part) for part in settings.values()])
+    columns["runs"] = pd.Series([len(rows) for rows in settings.values()])
     for metric in METRICS:
-        known = [interval(part.get(metric, [math.nan])) for part in settings.values()]
+        values = used.get(metric, pd.Series(math.nan, used.index)).to_numpy(float)
+        known = [interval(values[rows]) for rows in settings.values()]
         for end in ("mean", "low", "high"):
             columns[f"{metric}/{end}"] = pd.Series([getattr(one, end) for one in known])
     return pd.DataFrame(columns)
@@ -414,7 +447,8 @@ def _growth(study: Study) -> list[str]:
     """
     sentences = []
     last = study.summary.iloc[-1]
-    parts = grouped(study.used, study.parameters)
+    needed = [name for name in (*study.parameters, "seed", "accuracy/gap") if name in study.used]
+    parts = grouped(study.used[needed], study.parameters)
     for name in heat_map_sides(study, None):
         levels = ordered(study.summary[name])
         if _has_no_order(levels):

@@ -110,12 +110,17 @@ def parameters_of(summary: pd.DataFrame) -> list[str]:
 
 def grouped(frame: pd.DataFrame, parameters: Sequence[str]) -> dict[tuple[Any, ...], pd.DataFrame]:
     """Return the rows of each setting, in the order of their first; tuples and None are values."""
+    return {key: frame.iloc[rows] for key, rows in rows_of(frame, parameters).items()}
+
+
+def rows_of(frame: pd.DataFrame, parameters: Sequence[str]) -> dict[tuple[Any, ...], list[int]]:
+    """Return the numbers of each setting's rows, from 0; without parameters all are of one."""
     if not parameters:
-        return {(): frame}
+        return {(): list(range(len(frame)))}
     places: dict[tuple[Any, ...], list[int]] = {}
     for place, key in enumerate(zip(*(frame[name] for name in parameters), strict=True)):
         places.setdefault(key, []).append(place)
-    return {key: frame.iloc[rows] for key, rows in places.items()}
+    return places
 
 
 def cells(

@@ -4,45 +4,103 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fmnist_lab import tracking
-from fmnist_lab.console import duration
-from fmnist_lab.errors import reported
-from fmnist_lab.runs import selection
+from fmnist_lab.console import count, duration
+from fmnist_lab.errors import UserError, reported
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def list_runs(
     *,
     where: Annotated[str, Parameter(name="--filter")] = "",
+    every: Annotated[bool, Parameter(name="--all", negative="")] = False,
     store: str | None = None,
     experiment: str = tracking.DEFAULT_EXPERIMENT,
     most: int = 30,
 ) -> None:
-    """List runs, the newest first: state, age, test accuracy and gap.
+    """List sweeps and runs, the newest first: state, age, test accuracy and gap.
 
     Args:
-        where: MLflow's filter, such as "attributes.status = 'FAILED'".
+        where: MLflow's filter, such as "attributes.status = 'FAILED'"; all runs that fit are then
+            listed, those of sweeps as well.
+        every: List the runs of each sweep below it.
         store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
         experiment: The experiment to look into.
         most: How many to list at the most.
     """
     with reported():
-        runs, _ = selection.find(store, experiment, where)
+        place = tracking.Store.locate(store, for_writing=False)
+        runs, _ = tracking.find(place, experiment, where)
+        if runs.empty:
+            raise UserError(
+                f"no run in experiment '{experiment}' of {place.uri} fits"
+                f"{f' the filter {where}' if where else ''}"
+            )
+        rows = runs.to_dict("records") if where else _in_order(runs, every)
         table = Table("run", "name", "state", "age", "accuracy/test", "accuracy/gap", box=None)
         for column in table.columns[3:]:
             column.justify = "right"
+        counts = _counts(runs)
         now = datetime.now(UTC)
-        for run in runs.head(most).to_dict("records"):
-            figures = (f"{run.get(f'accuracy/{part}', math.nan):.4f}" for part in ("test", "gap"))
-            age = duration((now - run["started"]).total_seconds())
-            table.add_row(run["run_id"], run["name"], run["status"], age, *figures)
-        console = Console(width=None if sys.stdout.isatty() else 120)
+        for row in rows[:most]:
+            figures = (row.get(f"accuracy/{part}", math.nan) for part in ("test", "gap"))
+            table.add_row(
+                row["run_id"],
+                escape(row["name"]),
+                row["status"] + counts.get(row["run_id"], ""),
+                duration((now - row["started"]).total_seconds()),
+                *("" if math.isnan(figure) else f"{figure:.4f}" for figure in figures),
+            )
+        console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
         console.print(table)
-        if len(runs) > most:
-            console.print(f"… and {len(runs) - most} older ones; --most {len(runs)} lists them all")
+        if len(rows) > most:
+            console.print(f"… and {len(rows) - most} older ones; --most {len(rows)} lists them all")
+        if hidden := len(runs) - len(rows):
+            console.print(f"The {count(hidden, 'run')} of sweeps are not shown; --all shows them.")
+
+
+def _in_order(runs: pd.DataFrame, every: bool) -> list[dict[str, Any]]:
+    """Return sweeps and runs of their own, and if wanted the runs of each sweep below it.
+
+    A run that has answered several sweeps is below each of them; one whose sweep was deleted is
+    listed as a run of its own.
+    """
+    rows = runs.to_dict("records")
+    known = {row["run_id"] for row in rows if row.get("job") == "sweep"}
+    listed: list[dict[str, Any]] = []
+    for row in rows:
+        if not known.isdisjoint(row["sweeps"]):
+            continue
+        listed.append(row)
+        if every and row["run_id"] in known:
+            members = [each for each in rows if row["run_id"] in each["sweeps"]]
+            members.sort(key=lambda each: int(each["sweeps"][row["run_id"]]))
+            listed += [{**each, "name": f"  {each['name']}"} for each in members]
+    return listed
+
+
+def _counts(runs: pd.DataFrame) -> dict[str, str]:
+    """Return in what states the runs of each sweep are."""
+    states: dict[str, Counter[str]] = {
+        run: Counter()
+        for run, job in zip(runs["run_id"], runs["job"], strict=True)
+        if job == "sweep"
+    }
+    for sweeps, status in zip(runs["sweeps"], runs["status"], strict=True):
+        for sweep in states.keys() & sweeps.keys():
+            states[sweep][status] += 1
+    return {
+        sweep: ": " + (", ".join(f"{n} {state}" for state, n in found.most_common()) or "no runs")
+        for sweep, found in states.items()
+    }

@@ -33,7 +33,7 @@ def ui(
     """Start MLflow's UI on this machine and print links that show what was asked for.
 
     Args:
-        run: A run's id, to be linked directly.
+        run: A sweep or run to link directly: its id, the beginning of its id, or its name.
         store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
         experiment: The experiment to be linked.
         port: Where to listen; left out, 5000 or the next free port.

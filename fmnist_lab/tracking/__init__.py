@@ -4,29 +4,39 @@ A `Run` does its writing on one thread of its own, in order, so that MLflow's im
 and its files cost the training nothing. MLflow is imported there, after TensorFlow.
 """
 
+from fmnist_lab.tracking.links import compared, links
 from fmnist_lab.tracking.query import (
+    Found,
+    curves,
     find,
-    links,
-    load_model,
+    look_up,
     member_tag,
+    members,
     members_of,
     newest_run,
-    origin,
 )
+from fmnist_lab.tracking.reading import facts, load_model, origin, read_file
 from fmnist_lab.tracking.run import Run, start
 from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, REMOTE_SCHEMES, Store
 
 __all__ = [
     "DEFAULT_EXPERIMENT",
     "REMOTE_SCHEMES",
+    "Found",
     "Run",
     "Store",
+    "compared",
+    "curves",
+    "facts",
     "find",
     "links",
     "load_model",
+    "look_up",
     "member_tag",
+    "members",
     "members_of",
     "newest_run",
     "origin",
+    "read_file",
     "start",
 ]

@@ -1,56 +1,22 @@
-"""What a store knows: models to reload, runs as a table, links into MLflow's UI."""
+"""What a store knows: the run that a word means, runs as a table, curves of many runs."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import gc
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fmnist_lab.errors import UserError
-from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, Store, client_of, use
+from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, Store, client_of
 
 if TYPE_CHECKING:
-    import keras
     import pandas as pd
 
-
-def load_model(uri: str, store: Store) -> tuple[keras.Model, tuple[str, ...] | None]:
-    """Reload a logged Keras model in Keras' safe mode, which runs no code from the file.
-
-    Args:
-        uri: runs:/RUN_ID/model, models:/NAME/VERSION or a folder.
-        store: The store that the first two refer to.
-
-    Returns:
-        The model, and the names of its classes if they were logged with it.
-
-    Raises:
-        UserError: There is no such model, or it is no Keras model.
-    """
-    import mlflow.keras
-    from mlflow.exceptions import MlflowException
-
-    use(store)
-    try:
-        # Asking a database that does not exist would create it.
-        if store.database and not store.database.exists() and not Path(uri).exists():
-            raise FileNotFoundError(f"there is no store {store.database}")
-        model = mlflow.keras.load_model(uri)
-        # `get_model_info` would ask the store, which a folder may have been copied from.
-        metadata = mlflow.models.Model.load(uri).metadata or {}
-    except (MlflowException, ImportError, OSError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"model_uri: received '{uri}', which cannot be loaded as a Keras model: {reason}; "
-            "expected runs:/RUN_ID/model, models:/NAME/VERSION or a folder that MLflow wrote"
-        ) from None
-    names = metadata.get("class_names")
-    return model, tuple(names) if names else None
-
-
-def origin(uri: str) -> dict[str, str]:
-    """Return a tag that names the run a model came from, where its URI tells."""
-    parts = uri.removeprefix("runs:/").split("/")
-    return {"evaluated_run": parts[0]} if uri.startswith("runs:/") else {}
+SWEEP_TAG = "sweep."
+RUNS_AT_ONCE = 500  # In one question for curves; databases limit the length of a question.
 
 
 def members_of(sweep: str) -> str:
@@ -64,30 +30,54 @@ def members_of(sweep: str) -> str:
 
 def member_tag(sweep: str) -> str:
     """Return the tag that holds a run's job number in a sweep."""
-    return f"sweep.{sweep}"
+    return f"{SWEEP_TAG}{sweep}"
 
 
-def links(store: Store, experiment: str, run_id: str | None = None) -> dict[str, str]:
-    """Return links into MLflow's UI, without the server's address: a title and a path.
+@dataclass(frozen=True)
+class Found:
+    """A run that a person has named.
 
-    A fresh browser shows an experiment in a view for language models, with nothing of ours in
-    it, so every link names the view.
+    Attributes:
+        run_id: Its id.
+        name: Its name.
+        experiment: Name of the experiment it is in.
+        experiment_id: Id of that experiment.
+        job: What it has done: "train", "evaluate" or "sweep"; empty if another tool has made it.
+    """
+
+    run_id: str
+    name: str
+    experiment: str
+    experiment_id: str
+    job: str
+
+
+def look_up(store: Store, word: str) -> Found:
+    """Return the run that a word means: its id, the beginning of its id, or its name.
 
     Raises:
-        UserError: There is no such run or experiment.
+        UserError: There is no store or no such run, or there are several.
     """
-    from mlflow.exceptions import MlflowException
-
-    client, experiment_id = _look_into(store, experiment)
-    view = "?workflowType=machine_learning"
-    if not run_id:
-        return {"all runs": f"/#/experiments/{experiment_id}/runs{view}"}
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        raise UserError(f"run '{run_id}' is not in {store.uri}: {error.message}") from None
-    page = f"/#/experiments/{run.info.experiment_id}/runs"
-    return {f"run {run.info.run_name}": f"{page}/{run_id}{view}", "all runs": f"{page}{view}"}
+    client = client_to_read(store)
+    experiments = {each.experiment_id: each.name for each in client.search_experiments()}
+    quote = '"' if "'" in word else "'"
+    filters = [f"attributes.run_name = {quote}{word}{quote}"]
+    if re.fullmatch("[0-9a-f]{1,32}", word):
+        filters.append(f"attributes.run_id LIKE '{word}%'")
+    found = {}
+    for where in filters:
+        for run in client.search_runs(list(experiments), where, max_results=10):
+            found[run.info.run_id] = run
+    if len(found) != 1:
+        known = ", ".join(f"{id} ({run.info.run_name})" for id, run in found.items())
+        problem = f"means several runs: {known}" if found else f"is no run in {store.uri}"
+        raise UserError(
+            f"received '{word}', which {problem}; expected a run's id, the beginning of one, or a "
+            "name that only one run has; python -m fmnist_lab.runs list shows them"
+        )
+    ((run_id, run),) = found.items()
+    place = run.info.experiment_id
+    return Found(run_id, run.info.run_name, experiments[place], place, run.data.tags.get("job", ""))
 
 
 def find(
@@ -102,61 +92,152 @@ def find(
         curve: A metric to return for every epoch as well.
 
     Returns:
-        A row a run: `run_id`, `name`, `status`, `started` (UTC), `failure` and `job` where there
-        are any, then params and last metrics under their own names; and a row an epoch: `run_id`,
-        `epoch`, `metric`, `value`.
+        A row a run: `run_id`, `name`, `status`, `started` and `ended` (UTC), `job` ("" if another
+        tool has made it), `sweeps` (job numbers by the ids of the sweeps it is in), `failure`,
+        `commit` and `dirty` where there are any, then params and last metrics under their own
+        names; and what `curves` returns.
 
     Raises:
         UserError: The store or the experiment is not there, or MLflow refuses the filter.
     """
     import pandas as pd
+
+    client = client_to_read(store)
+    rows = [
+        _row(run) for run in _search(client, experiment_id_of(client, store, experiment), where)
+    ]
+    measured = [row["run_id"] for row in rows if curve in row]
+    return pd.DataFrame(rows), curves(store, measured, curve)
+
+
+def curves(store: Store, run_ids: Sequence[str], metric: str) -> pd.DataFrame:
+    """Return a metric of many runs for every epoch, in few questions.
+
+    Returns:
+        A row a run and epoch, in that order: `run_id`, `epoch`, `metric`, `value`. Of an epoch
+        that was logged twice, as by a run that was resumed, the later value.
+    """
+    import pandas as pd
+
+    client = client_of(store)
+    with _no_collection():
+        points = [
+            (run_id, point.step, point.timestamp, point.value)
+            for start in range(0, len(run_ids), RUNS_AT_ONCE)
+            for run_id, point in _histories(client, run_ids[start:][:RUNS_AT_ONCE], metric)
+        ]
+    found = pd.DataFrame(points, columns=["run_id", "epoch", "time", "value"])
+    found = found.sort_values(["run_id", "epoch", "time"], kind="stable")
+    found = found.drop_duplicates(["run_id", "epoch"], keep="last", ignore_index=True)
+    return found.assign(metric=metric)[["run_id", "epoch", "metric", "value"]]
+
+
+def members(store: Store, sweep: Found) -> pd.DataFrame:
+    """Return the runs that answer a sweep, in the order of its jobs, as `find` does."""
+    runs, _ = find(store, sweep.experiment, members_of(sweep.run_id))
+    if runs.empty:
+        return runs
+    numbers = [int(sweeps[sweep.run_id]) for sweeps in runs["sweeps"]]
+    return runs.assign(job_number=numbers).sort_values("job_number", ignore_index=True)
+
+
+def _row(run: Any) -> dict[str, Any]:
+    """What is told of a run in tables."""
+    import pandas as pd
+
+    info, tags = run.info, run.data.tags
+    ended = None if info.end_time is None else pd.Timestamp(info.end_time, unit="ms", tz="UTC")
+    columns = {"failure": "failure", "mlflow.source.git.commit": "commit", "git.dirty": "dirty"}
+    return {
+        "run_id": info.run_id,
+        "name": info.run_name,
+        "status": info.status,
+        "started": pd.Timestamp(info.start_time, unit="ms", tz="UTC"),
+        "ended": ended,
+        "job": tags.get("job", ""),
+        "sweeps": {
+            tag.removeprefix(SWEEP_TAG): number
+            for tag, number in tags.items()
+            if re.fullmatch(f"{re.escape(SWEEP_TAG)}[0-9a-f]{{32}}", tag)
+        },
+        **{column: tags[tag] for tag, column in columns.items() if tag in tags},
+        **run.data.params,
+        **run.data.metrics,
+    }
+
+
+def _search(client: Any, experiment_id: str, where: str) -> Iterator[Any]:
+    """Yield runs, the newest first.
+
+    Raises:
+        UserError: MLflow refuses the filter.
+    """
     from mlflow.exceptions import MlflowException
 
-    client, experiment_id = _look_into(store, experiment)
-    rows, points, token = [], [], None
-    try:
-        while token != "":
+    token = None
+    while token != "":
+        try:
             page = client.search_runs([experiment_id], where, max_results=1000, page_token=token)
-            for run in page:
-                tags = run.data.tags
-                rows.append(
-                    {
-                        "run_id": run.info.run_id,
-                        "name": run.info.run_name,
-                        "status": run.info.status,
-                        "started": pd.Timestamp(run.info.start_time, unit="ms", tz="UTC"),
-                        **{tag: tags[tag] for tag in ("job", "failure") if tag in tags},
-                        **run.data.params,
-                        **run.data.metrics,
-                    }
-                )
-                if curve in run.data.metrics:
-                    points += [
-                        (run.info.run_id, point.step, curve, point.value)
-                        for point in client.get_metric_history(run.info.run_id, curve)
-                    ]
-            token = page.token or ""
-    except MlflowException as error:
-        raise UserError(
-            f"--filter: received '{where}', which MLflow refuses: {error.message}"
-        ) from None
-    return pd.DataFrame(rows), pd.DataFrame(points, columns=["run_id", "epoch", "metric", "value"])
+        except MlflowException as error:
+            raise UserError(
+                f"--filter: received '{where}', which MLflow refuses: {error.message}"
+            ) from None
+        yield from page
+        token = page.token or ""
 
 
-def _look_into(store: Store, experiment: str) -> tuple[Any, str]:
-    """Return a client of a store and an experiment's id, if there are any runs to look at."""
+def _histories(client: Any, run_ids: Sequence[str], metric: str) -> Iterator[tuple[str, Any]]:
+    """Yield every value of a metric with the id of its run."""
+    # A client asks for one run at a time, which takes a minute for thousands; the store behind it
+    # answers for many at once, if it is a database.
+    behind = getattr(getattr(client, "_tracking_client", None), "store", None)
+    ask = getattr(behind, "get_metric_history_bulk", None)
+    if ask is not None:
+        for point in ask(run_ids, metric, max_results=2**31 - 1):
+            yield point.run_id, point
+        return
+    for run_id in run_ids:
+        for point in client.get_metric_history(run_id, metric):
+            yield run_id, point
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep Python's collector from walking through all that a store returns, again and again.
+
+    For thousands of runs it took more than half of the time.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def client_to_read(store: Store) -> Any:
+    """Return a client of a store, if there are any runs to look at."""
     if store.database is not None and not store.database.exists():
         raise UserError(
             f"no runs: {store.database} does not exist; make a run with python -m fmnist_lab.run, "
             "go to the folder you made one in, or name a store with --store"
         )
-    client = client_of(store)
+    return client_of(store)
+
+
+def experiment_id_of(client: Any, store: Store, experiment: str) -> str:
+    """Return the id of an experiment by its name.
+
+    Raises:
+        UserError: There is none.
+    """
     known = client.get_experiment_by_name(experiment)
     if known is None:
         raise UserError(
             f"experiment '{experiment}' is not in {store.uri}; name one with --experiment"
         )
-    return client, known.experiment_id
+    return known.experiment_id
 
 
 def newest_run(store: Store) -> str | None:

@@ -1,0 +1,74 @@
+"""Links into MLflow's UI that show what was asked for.
+
+A fresh browser shows an experiment in a view for language models, with nothing of ours in it, so
+every link names the view. It also folds children away behind their parent; a search for the tag
+that a sweep's runs bear shows them, those that an earlier sweep has made among them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from urllib.parse import urlencode
+
+from fmnist_lab.errors import UserError
+from fmnist_lab.tracking.query import (
+    client_to_read,
+    experiment_id_of,
+    look_up,
+    members,
+    members_of,
+)
+from fmnist_lab.tracking.store import Store
+
+VIEW = {"workflowType": "machine_learning"}
+CHARTS = {
+    "orderByKey": "metrics.`accuracy/test`",
+    "orderByAsc": "false",
+    "startTime": "ALL",
+    "lifecycleFilter": "Active",
+    "modelVersionFilter": "All Runs",
+    "datasetsFilter": "W10=",
+    "compareRunsMode": "CHART",
+}
+# As many pictures as fit side by side, and as many colours as can be told apart.
+COMPARED = 10
+
+
+def links(store: Store, experiment: str, word: str | None = None) -> dict[str, str]:
+    """Return links without the server's address: a title and a path, what was asked for first.
+
+    Args:
+        store: Where the runs are.
+        experiment: The experiment to link if no run is named.
+        word: A run or sweep as `look_up` understands it.
+
+    Raises:
+        UserError: There is no such run or experiment.
+    """
+    if not word:
+        client = client_to_read(store)
+        return {"all runs": _runs(experiment_id_of(client, store, experiment))}
+    found = look_up(store, word)
+    place = found.experiment_id
+    itself = f"/#/experiments/{place}/runs/{found.run_id}?{urlencode(VIEW)}"
+    if found.job != "sweep":
+        return {f"run {found.name}": itself, "all runs": _runs(place)}
+    runs = members(store, found)
+    if runs.empty:
+        raise UserError(f"sweep {found.name} ({found.run_id}) has no runs yet")
+    finished = runs[runs["status"] == "FINISHED"]["run_id"].tolist()[:COMPARED]
+    shown = {"charts of its runs": _runs(place, searchFilter=members_of(found.run_id), **CHARTS)}
+    if len(finished) > 1:
+        shown[f"{len(finished)} of them compared"] = compared(place, finished)
+    return {**shown, f"sweep {found.name}": itself, "all runs": _runs(place)}
+
+
+def compared(experiment_id: str, run_ids: Sequence[str]) -> str:
+    """Return the path of the page that compares runs, their pictures side by side."""
+    query = {"runs": json.dumps(list(run_ids)), "experiments": json.dumps([experiment_id])}
+    return f"/#/compare-runs?{urlencode({**query, **VIEW})}"
+
+
+def _runs(experiment_id: str, **query: str) -> str:
+    return f"/#/experiments/{experiment_id}/runs?{urlencode({**VIEW, **query})}"
