@@ -163,6 +163,7 @@ class MlpModel(Buildable):
     activation: Annotated[
         Activation, Field(description="one of " + ", ".join(get_args(Activation)))
     ]
+    batch_norm: Flag
     dropout: Share = Field(examples=[0.2])
 
 
@@ -182,6 +183,33 @@ class CnnModel(Buildable):
     ]
     batch_norm: Flag
     dropout: Share = Field(examples=[0.2])
+
+
+class ResnetModel(Buildable):
+    """A residual network for a processor."""
+
+    filters: Annotated[
+        list[Count],
+        Field(
+            min_length=2,
+            description="a list of whole numbers, 1 or more: the first convolution's, each stage's",
+            examples=["[16,32,64,128]"],
+        ),
+    ]
+    blocks: Count = Field(examples=[1])
+    dropout: Share = Field(examples=[0.2])
+    flip_average: Flag
+
+
+class WideResnetModel(Buildable):
+    """A wide residual network."""
+
+    depth: Annotated[
+        int, Field(ge=10, description="a whole number, 10, 16, 22 or another 6n + 4", examples=[28])
+    ]
+    width: Count = Field(examples=[10])
+    dropout: Share = Field(examples=[0.3])
+    flip_average: Flag
 
 
 class Own(Buildable):
@@ -288,6 +316,8 @@ MODELS: dict[str, type[Buildable]] = {
     "fmnist_lab.models.linear": LinearModel,
     "fmnist_lab.models.mlp": MlpModel,
     "fmnist_lab.models.cnn": CnnModel,
+    "fmnist_lab.models.resnet": ResnetModel,
+    "fmnist_lab.models.wide_resnet": WideResnetModel,
 }
 SCHEDULES: dict[str, type[Buildable]] = {
     "fmnist_lab.schedules.constant": ConstantSchedule,

@@ -247,7 +247,12 @@ def test_a_sweep_with_a_bad_value_fails_and_says_which(door):
 def test_the_defaults_are_the_tutorials(door):
     asked = door.config()
     assert asked.model.target == "fmnist_lab.models.mlp"
-    assert asked.model.arguments() == {"hidden_units": 128, "activation": "relu", "dropout": 0.0}
+    assert asked.model.arguments() == {
+        "hidden_units": 128,
+        "activation": "relu",
+        "batch_norm": False,
+        "dropout": 0.0,
+    }
     assert asked.optimizer.target == "keras.optimizers.Adam"
     assert asked.optimizer.arguments() == {"learning_rate": 0.001}
     assert (asked.trainer.epochs, asked.trainer.batch_size, asked.seed) == (5, 32, 0)

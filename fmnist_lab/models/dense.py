@@ -1,0 +1,61 @@
+"""Models that take an image as a row of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
+from keras import layers
+
+from fmnist_lab.models.ends import images, probabilities
+
+
+def linear(image_shape: tuple[int, ...], classes: int) -> keras.Model:
+    """Build multinomial logistic regression.
+
+    Args:
+        image_shape: Shape of one image, (height, width).
+        classes: Number of classes.
+
+    Returns:
+        A model from uint8 (n, height, width) to float32 probabilities (n, classes).
+    """
+    return mlp(image_shape, classes, hidden_units=())
+
+
+def mlp(
+    image_shape: tuple[int, ...],
+    classes: int,
+    hidden_units: int | Sequence[int] = 128,
+    activation: str = "relu",
+    batch_norm: bool = False,
+    dropout: float = 0.0,
+) -> keras.Model:
+    """Build a multi-layer perceptron; its defaults are the network of TensorFlow's tutorial.
+
+    Args:
+        image_shape: Shape of one image, (height, width).
+        classes: Number of classes.
+        hidden_units: Units of the hidden layer, or of each of several.
+        activation: Name of a Keras activation.
+        batch_norm: Normalise each hidden layer over the batch, before its activation (Ioffe and
+            Szegedy 2015, arXiv:1502.03167).
+        dropout: Share of a hidden layer's outputs that is dropped in training, from 0 to 1.
+
+    Returns:
+        A model from uint8 (n, height, width) to float32 probabilities (n, classes).
+    """
+    widths = [hidden_units] if isinstance(hidden_units, int) else list(hidden_units)
+    stack: list[keras.Layer] = [*images(image_shape), layers.Flatten(name="flatten")]
+    for number, width in enumerate(widths, 1):
+        if batch_norm:
+            stack += [
+                layers.Dense(width, use_bias=False, name=f"hidden_{number}"),
+                layers.BatchNormalization(name=f"norm_{number}"),
+                layers.Activation(activation, name=f"activation_{number}"),
+            ]
+        else:
+            stack.append(layers.Dense(width, activation=activation, name=f"hidden_{number}"))
+        if dropout:
+            stack.append(layers.Dropout(dropout, name=f"dropout_{number}"))
+    return keras.Sequential([*stack, probabilities(classes)], name="mlp" if widths else "linear")
