@@ -29,6 +29,9 @@ def load_model(uri: str, store: Store) -> tuple[keras.Model, tuple[str, ...] | N
     import mlflow.keras
     from mlflow.exceptions import MlflowException
 
+    # Keras knows our own layer, which a file may name, only once it was defined.
+    import fmnist_lab.models  # noqa: F401
+
     use(store)
     try:
         # Asking a database that does not exist would create it.
