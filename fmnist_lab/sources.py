@@ -261,8 +261,9 @@ def _from_debian(
         apt = ["apt-get", "-q", f"-oDir::State::Lists={lists}", f"-oDir::Cache={cache}"]
         apt += [f"-oAcquire::{way}::Timeout={TIMEOUT_SECONDS:.0f}" for way in ("http", "https")]
         # A third party's list that fails must not stop us, so only the archive counts.
-        complaints = _run([*apt, "-oAcquire::Languages=none", "update"], work)
-        complaints += _run([*apt, "download", package], work)
+        with Console(stderr=True).status("waiting for apt-get"):
+            complaints = _run([*apt, "-oAcquire::Languages=none", "update"], work)
+            complaints += _run([*apt, "download", package], work)
         archives = list(work.glob("*.deb"))
         if not archives:
             raise UserError("; ".join(complaints) or "apt-get left no archive")

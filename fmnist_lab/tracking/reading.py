@@ -43,7 +43,7 @@ def load_model(uri: str, store: Store) -> tuple[keras.Model, tuple[str, ...] | N
     except (MlflowException, ImportError, OSError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
-            f"model_uri: received '{uri}', which cannot be loaded as a Keras model: {reason}; "
+            f"the model '{uri}' cannot be loaded as a Keras model: {reason}; "
             "expected runs:/RUN_ID/model, models:/NAME/VERSION or a folder that MLflow wrote"
         ) from None
     names = metadata.get("class_names")
