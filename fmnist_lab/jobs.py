@@ -322,7 +322,13 @@ def _predict(model: keras.Model, dataset: data.Dataset) -> dict[str, np.ndarray]
         "test": dataset.test_images,
         "validation": dataset.validation_images,
     }
-    return {part: training.predict(model, images) for part, images in parts.items() if len(images)}
+    # Only the test set's are kept, for a reloaded model to give again to the last bit.
+    sizes = {"train": training.FAST_PREDICTION_BATCH}
+    return {
+        part: training.predict(model, images, sizes.get(part, training.PREDICTION_BATCH))
+        for part, images in parts.items()
+        if len(images)
+    }
 
 
 def _validation(dataset: data.Dataset) -> tuple[np.ndarray, np.ndarray] | None:
