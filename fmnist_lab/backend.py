@@ -149,7 +149,7 @@ def _quiet_start() -> Iterator[None]:
         os.dup2(notes.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             os.dup2(terminal, 2)
             notes.seek(0)
             sys.stderr.write(notes.read().decode(errors="replace"))

@@ -304,6 +304,20 @@ class Tracking(Section):
     experiment: OptionalText
 
 
+class Checkpoint(Section):
+    """When the training's state is saved."""
+
+    every: Annotated[
+        Annotated[int, Field(ge=1)]
+        | Annotated[str, Field(pattern=r"^(\d+(\.\d*)?|\.\d+)s$")]
+        | None,
+        Field(
+            description="a number of epochs, 1 or more, seconds such as 30s, or null for never",
+            examples=["30s"],
+        ),
+    ]
+
+
 class Job(Section):
     """What is done."""
 
@@ -319,8 +333,9 @@ MODELS: dict[str, type[Buildable]] = {
     "fmnist_lab.models.resnet": ResnetModel,
     "fmnist_lab.models.wide_resnet": WideResnetModel,
 }
+CONSTANT = "fmnist_lab.schedules.constant"
 SCHEDULES: dict[str, type[Buildable]] = {
-    "fmnist_lab.schedules.constant": ConstantSchedule,
+    CONSTANT: ConstantSchedule,
     "fmnist_lab.schedules.cosine": CosineSchedule,
     "fmnist_lab.schedules.warmup": WarmupSchedule,
 }
@@ -342,11 +357,13 @@ class Config(Section):
     callbacks: dict[str, Own]
     trainer: Trainer
     tracking: Tracking
+    checkpoint: Checkpoint
     job: Job
     seed: Annotated[
         int, Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295", examples=[0])
     ]
     name: OptionalText
+    resume: Flag
     model_uri: OptionalText = Field(examples=["runs:/RUN_ID/model"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -359,13 +376,34 @@ class Config(Section):
         Where things are kept, what the run is called and which folder the (verified) data came
         from do not decide the outcome, so they do not count.
         """
+        return _digest(self._deciding())
+
+    def prefix_identity(self) -> str | None:
+        """Return a hash of all that decides the outcome but for the number of epochs.
+
+        Of two runs that share it, the shorter one is a prefix of the longer, bit for bit. None
+        where that is not so: a schedule may stretch over the whole run, and a callback may know
+        how long it is.
+        """
+        if self.schedule.target != CONSTANT or self.callbacks or self.job.name != "train":
+            return None
+        deciding = self._deciding()
+        del deciding["trainer"]["epochs"]
+        return _digest(deciding)
+
+    def _deciding(self) -> dict[str, Any]:
         deciding = self.to_dict()
-        for key in ("tracking", "name"):
+        for key in ("tracking", "name", "resume", "checkpoint"):
             del deciding[key]
         for key in ("dir", "cache_dir", "download"):
             del deciding["data"][key]
-        text = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return deciding
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """Return a hash of nested values: 16 hexadecimal digits."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def schema(values: Mapping[str, Any]) -> dict[str, type[Section]]:
@@ -383,6 +421,7 @@ def schema(values: Mapping[str, Any]) -> dict[str, type[Section]]:
         "augmentation": Augmentation,
         "trainer": Trainer,
         "tracking": Tracking,
+        "checkpoint": Checkpoint,
         "job": Job,
     }
 
@@ -414,6 +453,10 @@ def validate(values: Mapping[str, Any]) -> Config:
         raise UserError(
             "model_uri: received null, expected the model that job=evaluate is to reload; for "
             "example model_uri=runs:/RUN_ID/model, models:/NAME/1 or a folder"
+        )
+    if config.resume and config.tracking.kind == "none":
+        raise UserError(
+            "resume: received true, but with tracking=none nothing is kept that could be resumed"
         )
     if config.job.name == "train" and config.model_uri is not None:
         raise UserError(

@@ -12,12 +12,15 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from fmnist_lab import provenance
+
 if TYPE_CHECKING:
     import keras
 
     from fmnist_lab.backend import Device
     from fmnist_lab.config import Config
     from fmnist_lab.data import Dataset
+    from fmnist_lab.resume import Answered
     from fmnist_lab.tracking import Run
     from fmnist_lab.training import Epoch
 
@@ -66,9 +69,38 @@ class Screen:
         self._aligned({name: ", ".join(parts) for name, parts in facts.items()})
         self.console.print()
 
-    def training(self, epochs: int, images: int) -> TrainingDisplay:
-        """Return the display of a training loop, a context manager."""
-        return TrainingDisplay(self.console, epochs, images)
+    def training(self, epochs: int, images: int, done: int = 0) -> TrainingDisplay:
+        """Return the display of a training loop, a context manager.
+
+        Args:
+            epochs: The last epoch's number.
+            images: Images an epoch.
+            done: Epochs that were finished before.
+        """
+        return TrainingDisplay(self.console, epochs, images, done)
+
+    def answered(self, earlier: Answered) -> None:
+        """Say that a finished run has answered this config already."""
+        self.console.print(
+            f"Run '{escape(earlier.name)}' has answered this config already; its id is "
+            f"{earlier.run_id}."
+        )
+        self._scores(earlier.metrics)
+        self.console.print()
+        self._aligned({"see it": f"python -m fmnist_lab.runs ui {earlier.run_id}"})
+
+    def resumed(self, done: int, epochs: int) -> None:
+        """Say from where a training goes on."""
+        self.console.print(f"Going on after epoch {done} of {epochs}, exactly as it was left.\n")
+
+    def interrupted(self, done: int) -> None:
+        """Say what is kept of a training that was stopped, and how to go on."""
+        kept = f"{count(done, 'finished epoch')} and the model's exact state are kept"
+        self.console.print(
+            f"\nStopped: {kept if done else 'no epoch was finished'}. To go on from there:\n"
+            f"  {escape(provenance.command('resume=true'))}",
+            soft_wrap=True,
+        )
 
     def stopped(self, epoch: int) -> None:
         """Say that a callback ended the training before its time."""
@@ -78,9 +110,28 @@ class Screen:
         )
 
     def result(
-        self, metrics: Mapping[str, float], history: Mapping[str, Sequence[float]], run: Run
+        self, metrics: Mapping[str, float], history: Sequence[Mapping[str, float]], run: Run
     ) -> None:
         """Print the last screen: the scores, what they mean, and where to go from here."""
+        self._scores(metrics)
+        if not run.id:
+            self.console.print("Nothing was kept (tracking=none).")
+            return
+        if run.waiting:
+            assert run.scratch is not None
+            self.console.print(
+                f"\nThe store {escape(run.store_name)} could not be reached, so the run waits in "
+                f"{escape(str(run.scratch.folder))}. When the store is back:\n"
+                "  python -m fmnist_lab.runs sync",
+                soft_wrap=True,
+            )
+            return
+        self.console.print(
+            f"\nRun '{escape(run.name)}', id {run.id}, is kept in {escape(run.store_name)}.\n"
+        )
+        self._aligned(_next_steps(run, trained=bool(history)))
+
+    def _scores(self, metrics: Mapping[str, float]) -> None:
         table = Table(box=None, pad_edge=False, padding=(0, 4, 0, 0), header_style="bold")
         table.add_column("")
         for part in ("train", "test", "gap"):
@@ -96,13 +147,6 @@ class Screen:
         self.console.print(table)
         self.console.print()
         self.console.print(verdict(metrics["accuracy/gap"]))
-        if not run.id:
-            self.console.print("Nothing was kept (tracking=none).")
-            return
-        self.console.print(
-            f"\nRun '{escape(run.name)}', id {run.id}, is kept in {escape(run.store_name)}.\n"
-        )
-        self._aligned(_next_steps(run, trained=bool(history)))
 
     def _aligned(self, rows: Mapping[str, str]) -> None:
         width = max(map(len, rows))
@@ -125,9 +169,10 @@ def _next_steps(run: Run, trained: bool) -> dict[str, str]:
 class TrainingDisplay:
     """One line an epoch, and on a terminal a bar that fills within it."""
 
-    def __init__(self, console: Console, epochs: int, images: int) -> None:
+    def __init__(self, console: Console, epochs: int, images: int, done: int = 0) -> None:
         self.console = console
         self.epochs = epochs
+        self.done = done
         self.images = images
         self.seconds = 0.0
         self.seen = 0
@@ -182,7 +227,7 @@ class TrainingDisplay:
 
     def _left(self, done: int) -> float:
         elapsed = time.perf_counter() - self.began
-        return elapsed / done * (self.epochs * self.images - done)
+        return elapsed / (done - self.done * self.images) * (self.epochs * self.images - done)
 
 
 def count(number: int, noun: str) -> str:

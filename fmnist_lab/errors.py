@@ -15,6 +15,10 @@ class UserError(Exception):
     """
 
 
+class DivergedError(UserError):
+    """The loss became nan or infinite."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, raised where the process happened to be, so that it can say goodbye."""
 

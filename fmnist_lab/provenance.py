@@ -44,14 +44,19 @@ def user() -> str:
         return str(os.getuid())
 
 
-def command() -> str:
-    """Return the command line that started this process, ready to be pasted."""
+def command(*more: str) -> str:
+    """Return the command line that started this process, ready to be pasted.
+
+    Args:
+        more: Words to be added, unless they are there.
+    """
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     # A package is run by its __main__, which nobody types.
     name = spec.name.removesuffix(".__main__") if spec else ""
     program = ["python", "-m", name] if spec else ["python", sys.argv[0]]
-    return shlex.join([*program, *sys.argv[1:]])
+    added = [word for word in more if word not in sys.argv]
+    return shlex.join([*program, *sys.argv[1:], *added])
 
 
 def _git(*arguments: str) -> str | None:

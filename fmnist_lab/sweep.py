@@ -15,11 +15,13 @@ class Membership:
         sweep: Id of the parent run; "" if nothing is kept.
         job: The job's number, from 0.
         name: What differs from the other jobs, in the fewest characters: "h512 e20 s3".
+        axes: The keys that the sweep varies.
     """
 
     sweep: str
     job: int
     name: str
+    axes: tuple[str, ...] = ()
 
     def tags(self) -> dict[str, str]:
         """Return the tags by which the job's run is found."""

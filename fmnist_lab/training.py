@@ -12,7 +12,7 @@ import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
 
 import keras
@@ -22,7 +22,7 @@ from keras.src.optimizers.base_optimizer import BaseOptimizer
 
 from fmnist_lab import evaluation
 from fmnist_lab.augmentation import Augmentation
-from fmnist_lab.errors import UserError
+from fmnist_lab.errors import DivergedError, UserError
 
 # Long enough that a slice's launch costs nothing, short enough for a live display and Ctrl-C.
 SLICE_SECONDS = 0.5
@@ -33,10 +33,6 @@ PREDICTION_BATCH = 32
 FAST_PREDICTION_BATCH = 5000
 # Replicas that stay compiled: a sweep over seeds and rates needs one, one over widths a few.
 REPLICAS_KEPT = 4
-
-
-class DivergedError(UserError):
-    """The loss became nan or infinite."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +67,7 @@ class Epoch:
         learning_rate: The optimizer's rate in the epoch's last step.
         images: Images seen.
         seconds: Wall time of the training steps.
+        last: Whether the training is over, because a callback said so or all epochs are done.
     """
 
     number: int
@@ -80,6 +77,7 @@ class Epoch:
     learning_rate: float
     images: int
     seconds: float
+    last: bool
 
 
 def train(
@@ -94,6 +92,7 @@ def train(
     validation: tuple[np.ndarray, np.ndarray] | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     first_epoch: int = 1,
+    on_begin: Callable[[], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Epoch]:
     """Train a model, one epoch for each step of the iterator.
@@ -117,6 +116,8 @@ def train(
         callbacks: Keras callbacks that act on epochs. Their logs hold loss, accuracy,
             learning_rate and, with validation data, val_loss and val_accuracy.
         first_epoch: The epoch to begin with, to continue what an earlier call has left.
+        on_begin: Called when the callbacks have begun; what they are to remember of earlier epochs
+            can be put into them then.
         on_progress: Called now and then with (epoch, images seen in it).
 
     Yields:
@@ -130,6 +131,8 @@ def train(
     check_callbacks(callbacks, validation is not None)
     listeners = _Listeners(callbacks, model, optimizer, epochs)
     with listeners:
+        if on_begin:
+            on_begin()
         for number in range(first_epoch, epochs + 1):
             listeners.begin(number)
             order = np.random.default_rng([seed, number]).permutation(len(images))
@@ -156,12 +159,13 @@ def train(
                 learning_rate=float(rates[-1]),
                 images=len(images),
                 seconds=seconds,
+                last=False,
             )
             stop = listeners.end(epoch)
             if stop:
                 # Before the last epoch is handed out, so that it finds restored weights in place.
                 listeners.finish()
-            yield epoch
+            yield replace(epoch, last=stop)
             if stop:
                 break
 

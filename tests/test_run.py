@@ -284,7 +284,8 @@ def test_the_model_has_an_exact_signature_and_requirements(tracked):
 def test_only_the_store_is_left_behind(tracked):
     assert strays(tracked.folder) == []
     left = {path.name for path in (tracked.folder / "mlruns").iterdir()}
-    assert left == {"fmnist_lab", "hydra", ".store.lock"}
+    assert left == {"fmnist_lab", "hydra", "unfinished", ".store.lock"}
+    assert list((tracked.folder / "mlruns" / "unfinished").iterdir()) == []
 
 
 # What the user reads

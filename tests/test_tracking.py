@@ -40,7 +40,9 @@ def refusal(*args, **kwargs) -> str:
 
 def test_the_default_is_what_mlflow_ui_shows_here(here):
     store = Store.locate()
-    assert store == Store(f"sqlite:///{here}/mlflow.db", here / "mlflow.db", here / "mlruns")
+    files = here / "mlruns"
+    database = here / "mlflow.db"
+    assert store == Store(f"sqlite:///{database}", database, files, files / "unfinished")
 
 
 def test_a_relative_database_is_of_the_folder_at_the_start(here, monkeypatch):
@@ -63,7 +65,7 @@ def test_the_environment_is_honoured_and_an_argument_comes_first(here, monkeypat
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "https://x/y", "postgresql://u@h/d"])
 def test_a_server_decides_where_files_go(here, uri):
-    assert Store.locate(uri) == Store(uri, None, None)
+    assert Store.locate(uri) == Store(uri, None, None, here / "mlruns" / "unfinished")
     assert list(here.iterdir()) == []
 
 

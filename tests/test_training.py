@@ -319,7 +319,8 @@ def test_the_callers_model_and_optimizer_hold_the_state_after_each_epoch(images,
         assert int(optimizer.iterations.numpy()) == 7 * epoch.number
         # The caller's own model, by Keras' own means.
         scores = evaluation.scores(model.predict(images, verbose=0), labels)
-        assert scores == evaluation.scores(training.predict(model, images), labels)
+        ours = training.predict(model, images)
+        assert scores == evaluation.scores(ours, labels)
         states.append(
             (scores.loss, *(variable.numpy().tobytes() for variable in optimizer.variables))
         )

@@ -4,16 +4,21 @@ A `Run` does its writing on one thread of its own, in order, so that MLflow's im
 and its files cost the training nothing. MLflow is imported there, after TensorFlow.
 """
 
+from fmnist_lab.tracking.heal import Healed, Sent, heal, sync
 from fmnist_lab.tracking.links import compared, links
 from fmnist_lab.tracking.query import (
     Found,
+    Known,
     curves,
+    end,
     find,
+    known,
     look_up,
     member_tag,
     members,
     members_of,
     newest_run,
+    tag,
 )
 from fmnist_lab.tracking.reading import facts, load_model, origin, read_file
 from fmnist_lab.tracking.run import Run, start
@@ -23,12 +28,18 @@ __all__ = [
     "DEFAULT_EXPERIMENT",
     "REMOTE_SCHEMES",
     "Found",
+    "Healed",
+    "Known",
     "Run",
+    "Sent",
     "Store",
     "compared",
     "curves",
+    "end",
     "facts",
     "find",
+    "heal",
+    "known",
     "links",
     "load_model",
     "look_up",
@@ -39,4 +50,6 @@ __all__ = [
     "origin",
     "read_file",
     "start",
+    "sync",
+    "tag",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,46 @@ if TYPE_CHECKING:
 
 SWEEP_TAG = "sweep."
 RUNS_AT_ONCE = 500  # In one question for curves; databases limit the length of a question.
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a store knows of a run: its tags, and the last value of each metric."""
+
+    run_id: str
+    name: str
+    status: str
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+
+
+def known(store: Store, experiment: str, where: str) -> list[Known]:
+    """Return the runs of an experiment that fit MLflow's filter, the newest first.
+
+    None, too, where the store or the experiment does not exist yet.
+    """
+    if store.database is not None and not store.database.exists():
+        return []
+    client = client_of(store)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return []
+    return [
+        Known(run.info.run_id, run.info.run_name, run.info.status, run.data.tags, run.data.metrics)
+        for run in client.search_runs([found.experiment_id], where)
+    ]
+
+
+def tag(store: Store, run_id: str, tags: Mapping[str, str]) -> None:
+    """Tag a run that exists."""
+    client = client_of(store)
+    for name, value in tags.items():
+        client.set_tag(run_id, name, value)
+
+
+def end(store: Store, run_id: str, status: str) -> None:
+    """Mark a run that exists as ended."""
+    client_of(store).set_terminated(run_id, status)
 
 
 def members_of(sweep: str) -> str:

@@ -19,8 +19,9 @@ from fmnist_lab.errors import UserError
 # Telemetry would call out, and a printed URL is http://…/#/experiments/… without its UI running.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# The default, 7 retries with growing pauses, keeps a client waiting for four minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+# The default, 7 retries with growing pauses, keeps a client waiting for four minutes; we have
+# retries of our own.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 DEFAULT_EXPERIMENT = "fmnist_lab"
@@ -35,11 +36,18 @@ class Store:
         uri: MLflow's tracking URI; a SQLite path in it is absolute.
         database: The SQLite file, or None for a server or another database.
         artifacts: Folder for the files of runs, or None where the server decides.
+        unfinished: Folder on this machine for what runs keep until they are finished.
     """
 
     uri: str
     database: Path | None
     artifacts: Path | None
+    unfinished: Path
+
+    @property
+    def shared(self) -> Path:
+        """Folder on this machine for what the jobs of a sweep leave for each other."""
+        return self.unfinished.with_name("sweeps")
 
     @classmethod
     def locate(cls, uri: str | None = None, *, for_writing: bool = True) -> Store:
@@ -61,7 +69,7 @@ class Store:
                 "tracking.uri=sqlite:///mlflow.db"
             )
         if scheme in REMOTE_SCHEMES:
-            return cls(uri, None, None)
+            return cls(uri, None, None, Path.cwd() / "mlruns" / "unfinished")
         path = uri.removeprefix("sqlite:///")
         if scheme != "sqlite" or path in (uri, "", ":memory:"):
             raise UserError(
@@ -73,7 +81,9 @@ class Store:
         artifacts = database.parent / "mlruns"
         if for_writing:
             _check_writable(database, artifacts)
-        return cls(f"sqlite:///{quote(str(database))}", database, artifacts)
+        return cls(
+            f"sqlite:///{quote(str(database))}", database, artifacts, artifacts / "unfinished"
+        )
 
     def open(self, experiment: str) -> str:
         """Create what is missing, for any number of processes at once; return the experiment id.

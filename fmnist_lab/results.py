@@ -1,0 +1,111 @@
+"""What a model says of its data: probabilities, metrics, and all that a run keeps of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fmnist_lab import data, evaluation, tracking
+
+if TYPE_CHECKING:
+    import keras
+
+
+def predict(model: keras.Model, dataset: data.Dataset) -> dict[str, np.ndarray]:
+    """Return the model's probabilities for each part of the data set that has images."""
+    from fmnist_lab import training
+
+    parts = {
+        "train": dataset.train_images,
+        "test": dataset.test_images,
+        "validation": dataset.validation_images,
+    }
+    # Only the test set's are kept, for a reloaded model to give again to the last bit.
+    sizes = {"train": training.FAST_PREDICTION_BATCH}
+    return {
+        part: training.predict(model, images, sizes.get(part, training.PREDICTION_BATCH))
+        for part, images in parts.items()
+        if len(images)
+    }
+
+
+def metrics(probabilities: Mapping[str, np.ndarray], dataset: data.Dataset) -> dict[str, float]:
+    """Return the metrics of an epoch, from what `predict` returns."""
+    labels = {
+        "train": dataset.train_labels,
+        "test": dataset.test_labels,
+        "validation": dataset.validation_labels,
+    }
+    scores = {part: evaluation.scores(rows, labels[part]) for part, rows in probabilities.items()}
+    return evaluation.epoch_metrics(**scores)
+
+
+def keep_results(run: tracking.Run, probabilities: np.ndarray, dataset: data.Dataset) -> None:
+    """Keep what a finished model says of the test set: predictions, figures of merit, pictures."""
+    from fmnist_lab import plots
+
+    images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
+    matrix = evaluation.confusion_matrix(probabilities, labels, len(names))
+    calibration = evaluation.calibration(probabilities, labels)
+    worst = evaluation.confident_mistakes(probabilities, labels, 15)
+    for index in (0, 12):
+        if index < len(labels):
+            run.figure(
+                f"prediction_{index}.png",
+                plots.single_prediction,
+                images[index],
+                probabilities[index],
+                labels[index],
+                names,
+            )
+    run.figure(
+        "predictions.png",
+        plots.prediction_grid,
+        images[:15],
+        probabilities[:15],
+        labels[:15],
+        names,
+    )
+    run.figure("confusion_matrix.png", plots.confusion_matrix, matrix, names)
+    run.figure("calibration.png", plots.reliability_diagram, calibration)
+    run.figure(
+        "confident_mistakes.png",
+        plots.confident_mistakes,
+        images[worst],
+        probabilities[worst],
+        labels[worst],
+        names,
+    )
+    run.arrays("predictions.npz", probabilities=probabilities, labels=labels)
+    run.json(
+        {
+            "classes": [
+                dataclasses.asdict(row)
+                for row in evaluation.per_class(probabilities, labels, names)
+            ],
+            "confusion_matrix": matrix,
+            "calibration": dataclasses.asdict(calibration),
+        },
+        "evaluation.json",
+    )
+
+
+def draw_data(run: tracking.Run, dataset: data.Dataset) -> None:
+    """Draw what the data look like."""
+    from fmnist_lab import plots
+
+    images, labels, names = dataset.train_images, dataset.train_labels, dataset.class_names
+    run.figure("first_image.png", plots.first_image, images[0], names[labels[0]])
+    run.figure("training_images.png", plots.image_grid, images[:25], labels[:25], names)
+
+
+def draw_curves(run: tracking.Run, history: Sequence[Mapping[str, float]]) -> None:
+    """Draw how the metrics of each epoch, from the first, have come along."""
+    from fmnist_lab import plots
+
+    curves = {name: [epoch[name] for epoch in history] for name in history[0]}
+    curves["epoch"] = list(range(1, len(history) + 1))
+    run.figure("learning_curves.png", plots.learning_curves, curves)

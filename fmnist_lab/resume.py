@@ -1,0 +1,121 @@
+"""Whether a config has been answered before, and what is left of a run that was interrupted."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fmnist_lab import tracking
+from fmnist_lab.config import Config
+from fmnist_lab.errors import UserError
+from fmnist_lab.scratch import Scratch, is_live
+
+if TYPE_CHECKING:
+    from fmnist_lab.sweep import Membership
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A finished run of the same config: there is nothing left to do."""
+
+    run_id: str
+    name: str
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """A run of the same config that did not come to its end, and its scratch folder."""
+
+    run_id: str
+    name: str
+    scratch: Scratch
+
+
+def look_up(
+    store: tracking.Store, config: Config, member: Membership | None
+) -> Answered | Interrupted | None:
+    """Find out how far a config has come.
+
+    A job of a sweep always looks for a run of its own sweep and number, as its launcher may have
+    started it a second time; with `resume=true`, any run of the same config counts.
+
+    Args:
+        store: Where to look.
+        config: A checked config.
+        member: The job's place in a sweep, if it is in one.
+
+    Raises:
+        UserError: The run is in progress, in another process.
+    """
+    experiment = config.tracking.experiment or tracking.DEFAULT_EXPERIMENT
+    same = f"tags.`config.hash` = '{config.identity()}' and tags.job = '{config.job.name}'"
+    place = member.tags().get(tracking.member_tag(member.sweep)) if member else None
+    if member is not None and place is not None and not config.resume:
+        same += f" and tags.`{tracking.member_tag(member.sweep)}` = '{place}'"
+    runs = tracking.known(store, experiment, same)
+    finished = next((run for run in runs if run.status == "FINISHED"), None)
+    if finished is not None:
+        for run in runs:
+            if run is not finished:
+                _clear(run)
+        if member is not None and place is not None:
+            tracking.tag(store, finished.run_id, {tracking.member_tag(member.sweep): place})
+        return Answered(finished.run_id, finished.name, finished.metrics)
+    for run in runs:
+        folder = _scratch_of(run)
+        if folder is None:
+            continue
+        scratch = Scratch.reclaim(folder)
+        if scratch is None:
+            raise UserError(
+                f"resume: run '{run.name}' ({run.run_id}) of this very config is in progress; "
+                "wait for it, or stop it first"
+            )
+        if member is not None:
+            tracking.tag(store, run.run_id, member.tags())
+        return Interrupted(run.run_id, run.name, scratch)
+    if member is not None:
+        # A machine that was lost took the folder along; its run will not go on.
+        for run in runs:
+            if run.status == "RUNNING":
+                tracking.end(store, run.run_id, "KILLED")
+    return None
+
+
+def supersede(store: tracking.Store, config: Config) -> None:
+    """Clear away what earlier, interrupted runs of a config have left, now that it is answered.
+
+    What is finished and only waits for its delivery stays.
+    """
+    identity = config.identity()
+    for folder in (*store.unfinished.glob(identity), *store.unfinished.glob(f"{identity}-*")):
+        if not is_live(folder):
+            _remove(folder)
+
+
+def _clear(run: tracking.Known) -> None:
+    folder = _scratch_of(run)
+    if folder is not None:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    scratch = Scratch.reclaim(folder)
+    if scratch is None:
+        return
+    events = scratch.events()
+    if events and events[-1].get("status") == "FINISHED":
+        scratch.release()
+    else:
+        scratch.remove()
+
+
+def _scratch_of(run: tracking.Known) -> Path | None:
+    """Return a run's scratch folder, if it is on this machine."""
+    folder = Path(run.tags.get("scratch", ""))
+    here = run.tags.get("host") == socket.gethostname() or folder.is_dir()
+    return folder if folder.name and here and folder.is_dir() else None

@@ -1,0 +1,202 @@
+"""From a run's journal into the store: each event can be delivered again without doubling it.
+
+Params and tags are set to what they are, files are replaced, and a metric is known by its name,
+step, time and value, so that MLflow itself drops a second one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from fmnist_lab.errors import UserError
+from fmnist_lab.tracking.store import Store, client_of, quiet_mlflow
+
+if TYPE_CHECKING:
+    import keras
+
+# What MLflow says when the store may do better later; SQLite's lock is among them.
+PASSING = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED", "DEADLINE_EXCEEDED")
+
+
+class Delivery:
+    """Takes events to a run in the store.
+
+    Args:
+        store: The store.
+        run_id: The run.
+        files: Folder with the files that events speak of.
+        again: Whether an earlier delivery may have come some of the way.
+    """
+
+    def __init__(self, store: Store, run_id: str, files: Path, again: bool) -> None:
+        self.store = store
+        self.run_id = run_id
+        self.files = files
+        self.again = again
+        self.client = client_of(store)
+
+    def deliver(self, event: Mapping[str, Any], model: keras.Model | None = None) -> None:
+        """Take one event to the store.
+
+        Args:
+            event: What a `Run` has journalled.
+            model: The model of a model event, if it is at hand.
+        """
+        match event["kind"]:
+            case "params":
+                self._params(event["values"])
+            case "metrics":
+                self._metrics(event["values"], event["step"], event["time"])
+            case "tags":
+                self._tags(event["values"])
+            case "file":
+                self.client.log_artifact(self.run_id, str(self.files / event["name"]))
+            case "dataset":
+                self._dataset(event)
+            case "model":
+                self._model(event, model)
+            case "end":
+                self.client.set_terminated(self.run_id, event["status"], event["time"])
+
+    def _params(self, values: Mapping[str, str]) -> None:
+        from mlflow.entities import Param
+
+        self.client.log_batch(self.run_id, params=[Param(*item) for item in values.items()])
+
+    def _metrics(self, values: Mapping[str, float], step: int, time: int) -> None:
+        from mlflow.entities import Metric
+
+        points = [Metric(name, value, time, step) for name, value in values.items()]
+        self.client.log_batch(self.run_id, metrics=points)
+
+    def _tags(self, values: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self.run_id, tags=[RunTag(*item) for item in values.items()])
+
+    def _dataset(self, event: Mapping[str, Any]) -> None:
+        from mlflow.data.code_dataset_source import CodeDatasetSource
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = CodeDatasetSource({"source": event["source"]})
+        used = Dataset(
+            name=event["name"],
+            # MLflow's column holds 36 characters.
+            digest=event["digest"][:36],
+            source_type=source._get_source_type(),
+            source=source.to_json(),
+            schema=event["schema"],
+            profile=event["profile"],
+        )
+        context = InputTag("mlflow.data.context", "training")
+        self.client.log_inputs(self.run_id, [DatasetInput(used, [context])])
+
+    def _model(self, event: Mapping[str, Any], model: keras.Model | None) -> None:
+        import mlflow.keras
+        from mlflow.models import Model, ModelSignature
+        from mlflow.types import Schema, TensorSpec
+
+        if self.again and self._model_is_there():
+            return
+        if model is None:
+            import keras
+
+            model = keras.saving.load_model(self.files / event["file"], compile=False)
+        import numpy as np
+
+        def tensor(symbol: keras.KerasTensor) -> TensorSpec:
+            return TensorSpec(np.dtype(symbol.dtype), (-1, *symbol.shape[1:]))
+
+        run = self.client.get_run(self.run_id)
+        # Left to itself, MLflow files the model under its Default experiment.
+        logged = self.client.create_logged_model(
+            run.info.experiment_id, name="model", source_run_id=self.run_id, params=run.data.params
+        )
+        Model.log(
+            artifact_path=None,
+            flavor=mlflow.keras,
+            run_id=self.run_id,
+            model_id=logged.model_id,
+            model=model,
+            signature=ModelSignature(
+                Schema([tensor(model.inputs[0])]), Schema([tensor(model.outputs[0])])
+            ),
+            metadata={"class_names": event["class_names"]},
+            # Left to itself, MLflow loads the model in another process to find these out.
+            pip_requirements=[
+                f"{library}=={metadata.version(library)}"
+                for library in ("mlflow", "tensorflow", "keras", "numpy")
+            ],
+        )
+
+    def _model_is_there(self) -> bool:
+        """Whether the run has its model; what is left of an attempt is cleared away."""
+        run = self.client.get_run(self.run_id)
+        models = self.client.search_logged_models(
+            [run.info.experiment_id], f"source_run_id = '{self.run_id}'"
+        )
+        if any(model.status == "READY" for model in models):
+            return True
+        for model in models:
+            self.client.delete_logged_model(model.model_id)
+            location = urlsplit(model.artifact_location)
+            if location.scheme == "file":
+                shutil.rmtree(Path(unquote(location.path)).parent, ignore_errors=True)
+        return False
+
+
+def is_outage(error: BaseException) -> bool:
+    """Return whether an error means that the store may take the same event later."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(error, MlflowException):
+        text = str(error)
+        away = "HTTPConnectionPool" in text or "HTTPSConnectionPool" in text
+        # A server, or a proxy before it, that is in trouble itself.
+        trouble = getattr(error, "get_http_status_code", lambda: 0)() in (502, 503, 504)
+        return away or trouble or error.error_code in PASSING or "database is locked" in text
+    return isinstance(error, (requests.RequestException, ConnectionError, TimeoutError))
+
+
+def describe(images: Any) -> dict[str, str]:
+    """Return shape and type of images as MLflow's dataset page shows them."""
+    shape = list(images.shape)
+    schema = {
+        "mlflow_tensorspec": {
+            "features": json.dumps(
+                [{"type": "tensor", "tensor-spec": {"dtype": "uint8", "shape": [-1, *shape[1:]]}}]
+            ),
+            "targets": None,
+        }
+    }
+    profile = {"features_shape": shape, "features_size": images.size}
+    return {"schema": json.dumps(schema), "profile": json.dumps(profile)}
+
+
+def reason(error: BaseException) -> str:
+    """Return an error as one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def reopen(store: Store, run_id: str) -> None:
+    """Have a run of the store go on.
+
+    Raises:
+        UserError: The store does not know it.
+    """
+    quiet_mlflow()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client_of(store).update_run(run_id, status="RUNNING")
+    except MlflowException as error:
+        if is_outage(error):
+            raise
+        raise UserError(f"run {run_id} cannot go on: {reason(error)}") from None
