@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import platformdirs
@@ -97,11 +99,22 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def forget_compiled_programs() -> bool:
+    """Delete the programs that XLA kept from earlier processes; return whether it keeps any."""
+    folder = re.search(r"--tf_xla_persistent_cache_directory=(\S+)", os.getenv("TF_XLA_FLAGS", ""))
+    if folder is None:
+        return False
+    for program in Path(folder[1]).glob("xla_compile_cache__*.pb"):
+        with suppress(OSError):
+            program.unlink()
+    return True
+
+
 def _keep_compiled_programs() -> None:
     """Let XLA keep what it compiled for later processes: 0.6 s of a 1.3 s first epoch.
 
-    A compiled program holds this processor's instructions, and a home folder may be shared by
-    machines that differ, so each kind of processor has a folder of its own.
+    A compiled program holds this processor's instructions and calls into this TensorFlow, and a
+    home folder may be shared by machines that differ, so each kind of both has its own folder.
     """
     if "tf_xla_persistent_cache_directory" in os.environ.get("TF_XLA_FLAGS", ""):
         return
@@ -111,7 +124,7 @@ def _keep_compiled_programs() -> None:
         )
     except (OSError, StopIteration):
         return
-    kind = hashlib.sha256(abilities.encode()).hexdigest()[:8]
+    kind = hashlib.sha256(f"{version('tensorflow')} {abilities}".encode()).hexdigest()[:8]
     root = os.environ.get("FMNIST_LAB_CACHE") or platformdirs.user_cache_dir("fmnist_lab")
     folder = Path(root).expanduser() / "xla" / kind
     try:

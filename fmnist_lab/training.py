@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MethodType
 
 import keras
@@ -20,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 from keras.src.optimizers.base_optimizer import BaseOptimizer
 
-from fmnist_lab import evaluation
+from fmnist_lab import backend, evaluation
 from fmnist_lab.augmentation import Augmentation
 from fmnist_lab.errors import DivergedError, UserError
 
@@ -364,7 +365,8 @@ class _Program:
         _undistribute(self.optimizer)
         self.optimizer.build(self.model.trainable_variables)
         self.loss = _loss(recipe)
-        self.steps = tf.function(self._steps, jit_compile=_engine(self.model, recipe) == "xla")
+        self.xla = _engine(self.model, recipe) == "xla"
+        self._compile()
 
     def load(self, model: keras.Model, optimizer: keras.Optimizer) -> None:
         """Take over the state of the caller's model and optimizer."""
@@ -410,6 +412,23 @@ class _Program:
                     report(seen)
         return float(sums[0]), float(sums[1])
 
+    def steps(self, *arguments: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Take some steps, compiled on the first call; see `_steps`."""
+        try:
+            return self._compiled(*arguments)
+        except (tf.errors.OutOfRangeError, tf.errors.DataLossError, tf.errors.InvalidArgumentError):
+            # A program that XLA kept may be cut short, by a kill or a full disk, and would now fail
+            # for ever. It is read before the first step, so nothing has been trained yet.
+            if not (self.xla and backend.forget_compiled_programs()):
+                raise
+            self._compile()
+            return self._compiled(*arguments)
+
+    def _compile(self) -> None:
+        # Autograph parses source, and Python 3.11 fails at that when another thread parses as well
+        # (github.com/python/cpython/issues/106905): an import that goes on meanwhile, say.
+        self._compiled = tf.function(self._steps, jit_compile=self.xla, autograph=False)
+
     def _steps(
         self,
         images: tf.Tensor,
@@ -421,9 +440,11 @@ class _Program:
         loss_sum: tf.Tensor,
         hits: tf.Tensor,
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        size, step = labels.shape[1], start
-        # A range or a slice here would make XLA compile again for each start and stop.
-        while step < stop:
+        size = labels.shape[1]
+
+        def taken(
+            step: tf.Tensor, loss_sum: tf.Tensor, hits: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             x, y = tf.gather(images, step), tf.gather(labels, step)
             if self.recipe.augmentation is not None:
                 draw = tf.stack([seed, tf.cast(self.optimizer.iterations.value, tf.int32)])
@@ -435,9 +456,16 @@ class _Program:
             variables = self.model.trainable_variables
             self.optimizer.apply(tape.gradient(loss, variables), variables)
             right = tf.equal(tf.argmax(probabilities, axis=-1, output_type=tf.int32), y)
-            loss_sum += size * loss
-            hits += tf.reduce_sum(tf.cast(right, tf.float32))
-            step += 1
+            return (
+                step + 1,
+                loss_sum + size * loss,
+                hits + tf.reduce_sum(tf.cast(right, tf.float32)),
+            )
+
+        # A range or a slice here would make XLA compile again for each start and stop.
+        _, loss_sum, hits = tf.while_loop(
+            lambda step, *_: step < stop, taken, (start, loss_sum, hits)
+        )
         return loss_sum, hits
 
 
@@ -486,7 +514,7 @@ def _rates(optimizer: keras.Optimizer, steps: int) -> np.ndarray:
         return np.full(steps, float(optimizer.learning_rate), np.float32)
     first = int(optimizer.iterations.numpy())
 
-    @tf.function
+    @partial(tf.function, autograph=False)
     def evaluate(positions: tf.Tensor) -> tf.Tensor:
         return tf.map_fn(
             lambda position: tf.cast(schedule(position), tf.float32),

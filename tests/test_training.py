@@ -446,6 +446,62 @@ def test_compiling_ahead_leaves_nothing_to_compile_and_trains_nothing(images, la
     assert same_bits(model, expected)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_compiling_parses_no_source(images, labels, engine, monkeypatch):
+    """Python 3.11 cannot in two threads at once, and a job imports while it compiles."""
+    import ast
+
+    import keras
+
+    from fmnist_lab import schedules
+
+    def refuse(*_, **__):
+        raise AssertionError("something parses source")
+
+    monkeypatch.setattr(ast, "parse", refuse)
+    run(
+        *(mlp(hidden_units=17, dropout=0.1), images, labels),
+        keras.optimizers.Adam(schedules.cosine(0.1, steps=20)),
+        engine=engine,
+        label_smoothing=0.1,
+    )
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        "nothing",
+        pytest.param("half", marks=pytest.mark.slow),
+        pytest.param("something else", marks=pytest.mark.slow),
+    ],
+)
+def test_a_kept_program_that_was_damaged_is_compiled_anew(left, doors, tmp_path):
+    """XLA reads them without looking, so that such a file would stop each later run."""
+    code = """if True:
+        import numpy as np
+        from fmnist_lab import backend
+        backend.start()
+        import keras
+        from fmnist_lab import models, training
+        model = models.linear((4, 4), 3)
+        images, labels = np.zeros((32, 4, 4), np.uint8), np.zeros(32, np.uint8)
+        (epoch,) = training.train(model, images, labels, keras.optimizers.SGD(), epochs=1)
+        print(epoch.loss)"""
+    first = doors.python(tmp_path, code, FMNIST_LAB_CACHE=str(tmp_path))
+    assert first.code == 0, first.err
+    (program,) = tmp_path.rglob("xla_compile_cache__*.pb")
+    whole = program.read_bytes()
+    program.write_bytes(
+        {"half": whole[: len(whole) // 2], "nothing": b"", "something else": bytes(range(256))}[
+            left
+        ]
+    )
+    again = doors.python(tmp_path, code, FMNIST_LAB_CACHE=str(tmp_path))
+    assert again.code == 0, again.err
+    assert (again.out, again.err) == (first.out, "")
+    assert not program.exists()
+
+
 def test_different_rates_do_differ(images, labels):
     """They share a program, but not a rate."""
     fast, slow = mlp(), mlp()
