@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import os
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,6 +101,9 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
+
+# How the URI of a tracking server begins, as against a database's.
+SERVERS = ("http://", "https://", "databricks")
 
 
 class Data(Section):
@@ -299,7 +303,9 @@ class Trainer(Section):
 class Tracking(Section):
     """Where the run is kept."""
 
-    kind: Annotated[Literal["local", "none"], Field(description="one of local, none")]
+    kind: Annotated[
+        Literal["local", "server", "none"], Field(description="one of local, server, none")
+    ]
     uri: OptionalText
     experiment: OptionalText
 
@@ -449,6 +455,7 @@ def validate(values: Mapping[str, Any]) -> Config:
     }
     config = _check(Config, {**values, **groups, "callbacks": callbacks}, "")
     _check_choices(config)
+    _check_server(config.tracking)
     if config.job.name == "evaluate" and config.model_uri is None:
         raise UserError(
             "model_uri: received null, expected the model that job=evaluate is to reload; for "
@@ -478,6 +485,23 @@ def _check_choices(config: Config) -> None:
                 "measure it on, and nothing is chosen on the test set; add for example "
                 "data.validation_fraction=0.1"
             )
+
+
+def _check_server(tracking: Tracking) -> None:
+    """Refuse to look for a tracking server without an address, or at that of something else."""
+    if tracking.kind != "server":
+        return
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise UserError(
+            "tracking.uri: received null with tracking=server and no $MLFLOW_TRACKING_URI, "
+            "expected the server's address; for example tracking.uri=http://HOST:5000"
+        )
+    if not uri.startswith(SERVERS):
+        raise UserError(
+            f"tracking.uri: received '{uri}' with tracking=server, expected a server's address, "
+            "for example tracking.uri=http://HOST:5000; a database is for tracking=local"
+        )
 
 
 def _check(section: type[S], node: Any, prefix: str) -> S:

@@ -163,6 +163,7 @@ REFUSED = [
     # values that contradict each other
     ("job=evaluate", "model_uri", "null", "runs:/RUN_ID/model"),
     ("model_uri=runs:/1/model", "model_uri", "runs:/1/model", "job=evaluate"),
+    ("tracking=server", "tracking.uri", "null", "tracking.uri=http://HOST:5000"),
 ]
 
 
@@ -241,7 +242,22 @@ def test_a_sweep_with_a_bad_value_fails_and_says_which(door):
     assert "error: trainer.epochs: received 0, expected " in door.capsys.readouterr().err
 
 
+def test_a_database_is_no_tracking_server(door, tmp_path, monkeypatch):
+    said = door.error("tracking=server", "tracking.uri=sqlite:///mlflow.db")
+    assert said.startswith("tracking.uri: received 'sqlite:///mlflow.db' with tracking=server")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    assert "received 'sqlite:///other.db'" in door.error("tracking=server")
+    assert left_behind(tmp_path) == []
+
+
 # What is accepted
+
+
+def test_a_tracking_server_is_known_by_the_environment_or_by_its_address(door, monkeypatch):
+    by_address = door.config("tracking=server", "tracking.uri=https://lab.example")
+    assert by_address.tracking.uri == "https://lab.example"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert door.config("tracking=server").tracking.kind == "server"
 
 
 def test_the_defaults_are_the_tutorials(door):
@@ -265,7 +281,8 @@ OPTIONS = [(group, option) for group in GROUPS for option in config.options(grou
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=["=".join(row) for row in OPTIONS])
-def test_every_option_composes_into_a_valid_config(door, group, option):
+def test_every_option_composes_into_a_valid_config(door, monkeypatch, group, option):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")  # for tracking=server
     needed = {
         "job": ["model_uri=somewhere"] if option == "evaluate" else [],
         "callbacks": ["data.validation_fraction=0.1"],

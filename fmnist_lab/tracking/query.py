@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fmnist_lab.errors import UserError
-from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, Store, client_of
+from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, Store, asking, client_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,13 +37,12 @@ def known(store: Store, experiment: str, where: str) -> list[Known]:
     """
     if store.database is not None and not store.database.exists():
         return []
-    client = client_of(store)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        return []
+    with asking(store) as client:
+        found = client.get_experiment_by_name(experiment)
+        runs = client.search_runs([found.experiment_id], where) if found else []
     return [
         Known(run.info.run_id, run.info.run_name, run.info.status, run.data.tags, run.data.metrics)
-        for run in client.search_runs([found.experiment_id], where)
+        for run in runs
     ]
 
 
@@ -99,7 +98,8 @@ def look_up(store: Store, word: str) -> Found:
         UserError: There is no store or no such run, or there are several.
     """
     client = client_to_read(store)
-    experiments = {each.experiment_id: each.name for each in client.search_experiments()}
+    with asking(store):
+        experiments = {each.experiment_id: each.name for each in client.search_experiments()}
     quote = '"' if "'" in word else "'"
     filters = [f"attributes.run_name = {quote}{word}{quote}"]
     if re.fullmatch("[0-9a-f]{1,32}", word):
@@ -270,9 +270,10 @@ def experiment_id_of(client: Any, store: Store, experiment: str) -> str:
     """Return the id of an experiment by its name.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or the store does not answer or let us in.
     """
-    known = client.get_experiment_by_name(experiment)
+    with asking(store):
+        known = client.get_experiment_by_name(experiment)
     if known is None:
         raise UserError(
             f"experiment '{experiment}' is not in {store.uri}; name one with --experiment"
@@ -284,11 +285,11 @@ def newest_run(store: Store) -> str | None:
     """Return the id of the newest finished training run, in any experiment, or None."""
     if store.database is not None and not store.database.exists():
         return None
-    client = client_of(store)
-    runs = client.search_runs(
-        [experiment.experiment_id for experiment in client.search_experiments()],
-        "attributes.status = 'FINISHED' and tags.job = 'train'",
-        order_by=["attributes.start_time DESC"],
-        max_results=1,
-    )
+    with asking(store) as client:
+        runs = client.search_runs(
+            [experiment.experiment_id for experiment in client.search_experiments()],
+            "attributes.status = 'FINISHED' and tags.job = 'train'",
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
+        )
     return runs[0].info.run_id if runs else None

@@ -26,7 +26,7 @@ from fmnist_lab.errors import UserError
 from fmnist_lab.scratch import Event, Scratch
 from fmnist_lab.tracking.delivery import Delivery, describe, is_outage, reason, reopen
 from fmnist_lab.tracking.heal import heal
-from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, Store, client_of
+from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, Store, asking, client_of
 
 if TYPE_CHECKING:
     import keras
@@ -82,11 +82,12 @@ class Run:
             reopen(store, run_id)
         else:
             tags["scratch"] = str(self.scratch.folder)
-            run_id = (
-                client_of(store)
-                .create_run(self.experiment_id, tags=tags, run_name=self.name)
-                .info.run_id
-            )
+            with asking(store):
+                run_id = (
+                    client_of(store)
+                    .create_run(self.experiment_id, tags=tags, run_name=self.name)
+                    .info.run_id
+                )
         self.scratch.append({"kind": "run", "id": run_id, "store": store.uri})
         self._delivery = Delivery(store, run_id, self.scratch.files, again=bool(self._backlog))
         self.id = run_id

@@ -6,7 +6,8 @@ import logging
 import os
 import sqlite3
 import tempfile
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,7 @@ class Store:
                     )
             return self._experiment(client_of(self), experiment, None)
         except MlflowException as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"the store {self.uri} cannot be used: {reason}") from error
+            raise refused(self, error) from error
 
     @staticmethod
     def _experiment(client: Any, name: str, artifacts: Path | None) -> str:
@@ -138,6 +138,38 @@ class Store:
             store = SqlAlchemyStore(f"sqlite:///{quote(str(half_made))}", artifacts.as_uri())
             store.engine.dispose()
             half_made.replace(database)
+
+
+def refused(store: Store, error: Exception) -> UserError:
+    """Return what kept MLflow from a store as our one sentence."""
+    reason = " ".join(str(error).split())
+    # MLflow's client gives the number in its text alone.
+    if "error code 401" in reason:
+        user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+        received = f"user '{user}' and a password" if user else "no user name"
+        return UserError(
+            f"the store {store.uri} does not let you in: received {received}, expected yours as "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+        )
+    if "error code 403" in reason:
+        return UserError(
+            f"the store {store.uri} does not permit this to user "
+            f"'{os.environ.get('MLFLOW_TRACKING_USERNAME', '')}'; choose an experiment of your "
+            "own, for example tracking.experiment=mine, or ask who keeps the server"
+        )
+    return UserError(f"the store {store.uri} cannot be used: {reason}")
+
+
+@contextmanager
+def asking(store: Store) -> Iterator[Any]:
+    """Yield a client; a store that does not answer or let us in becomes a `UserError`."""
+    client = client_of(store)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield client
+    except MlflowException as error:
+        raise refused(store, error) from error
 
 
 def client_of(store: Store) -> Any:
