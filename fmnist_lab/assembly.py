@@ -135,6 +135,7 @@ def params(config: Config) -> dict[str, Any]:
         # Zero or false is the same as not being there.
         "augmentation": {k: v or None for k, v in config.augmentation.model_dump().items()},
         "data": config.data.model_dump(exclude={"dir", "cache_dir", "download"}),
+        **{f"callbacks.{name}": each.arguments() for name, each in config.callbacks.items()},
     }
     for group, values in groups.items():
         flat |= {f"{group}.{name}": value for name, value in values.items()}

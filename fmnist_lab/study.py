@@ -345,7 +345,7 @@ def counted(number: int, noun: str) -> str:
 def _parsed(runs: pd.DataFrame) -> pd.DataFrame:
     """Parameters as numbers, texts, tuples of numbers, or None, whatever they came as."""
     parsed = {
-        name: _column(map(_value, runs[name])).set_axis(runs.index)
+        name: _column(map(value_of, runs[name])).set_axis(runs.index)
         for name in runs
         if is_parameter(name) or name == "seed"
     }
@@ -357,22 +357,23 @@ def _parsed(runs: pd.DataFrame) -> pd.DataFrame:
 def _of_text(text: str) -> Any:
     for kind in (int, float):
         try:
-            return _value(kind(text))
+            return value_of(kind(text))
         except ValueError:
             pass
     if text.startswith("["):
         try:
-            return _value(ast.literal_eval(text))
+            return value_of(ast.literal_eval(text))
         except (ValueError, SyntaxError):
             return text
     return text
 
 
-def _value(value: Any) -> Any:
+def value_of(value: Any) -> Any:
+    """Return a parameter as a number, a text, a tuple of numbers, or None, whatever it came as."""
     if isinstance(value, str):
         return _of_text(value)
     if isinstance(value, list | tuple):
-        layers = tuple(_value(layer) for layer in value)
+        layers = tuple(value_of(layer) for layer in value)
         if all(isinstance(layer, int | float) for layer in layers):
             return layers[0] if len(layers) == 1 else layers
         return str(value)

@@ -73,9 +73,11 @@ def ordered(values: Iterable[Any]) -> list[Any]:
 
 
 def shown(value: Any) -> str:
-    """Return a parameter's value as run names have it: 0.001, 256-128, SGD."""
+    """Return a parameter's value as run names have it: 0.001, 256-128, SGD, true."""
     if value is None:
         return "none"
+    if value in ("True", "False"):  # As MLflow has stored them.
+        return value.lower()
     if isinstance(value, tuple):
         return "-".join(map(shown, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -544,6 +544,17 @@ def test_params_hold_what_was_chosen(door):
     assert "optimizer.weight_decay" not in chosen
 
 
+def test_params_hold_the_arguments_of_callbacks(door):
+    chosen = assembly.params(
+        door.config(
+            *("callbacks=early_stopping", "data.validation_fraction=0.1"),
+            "callbacks.early_stopping.patience=7",
+        )
+    )
+    assert chosen["callbacks"] == "early_stopping"
+    assert chosen["callbacks.early_stopping.patience"] == 7
+
+
 # Where the configs are
 
 

@@ -2,6 +2,7 @@
 
 from cyclopts import App
 
+from fmnist_lab.runs.compare import compare
 from fmnist_lab.runs.list import list_runs
 from fmnist_lab.runs.report import report
 from fmnist_lab.runs.ui import ui
@@ -11,6 +12,7 @@ app = App(
 )
 app.command(list_runs, name="list")
 app.command(report)
+app.command(compare)
 app.command(ui)
 
 if __name__ == "__main__":

@@ -1,0 +1,230 @@
+"""`runs compare` against a real MLflow, whose runs have the results that a test needs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fmnist_lab import tracking
+from fmnist_lab.runs.__main__ import app
+from fmnist_lab.tracking import Store
+
+IMAGES = 400
+LABELS = np.arange(IMAGES) % 10
+CODE = {"mlflow.source.git.commit": "a" * 40, "version.keras": "3.15", "threads": "2"}
+MLP = {"model": "mlp", "model.hidden_units": 128, "trainer.epochs": 5}
+LINEAR = {"model": "linear", "trainer.epochs": 5}
+
+
+class Made:
+    """A store with runs of two models and several seeds, and two sweeps over epochs."""
+
+    def __init__(self, folder):
+        from mlflow import MlflowClient
+
+        self.folder = folder
+        self.store = Store.locate(f"sqlite:///{folder}/mlflow.db")
+        self.place = self.store.open(tracking.DEFAULT_EXPERIMENT)
+        self.client = MlflowClient(self.store.uri)
+        self.linear = [self.run(f"linear s{s}", LINEAR, s, 300 + 3 * (s % 2)) for s in range(3)]
+        self.mlp = [self.run(f"h128 s{s}", MLP, s, 350 + 2 * s) for s in range(3)]
+        self.sweeps = [self.sweep("plain", 0, 0.10), self.sweep("dropout", 0.3, 0.05)]
+
+    def sweep(self, name, dropout, gap):
+        sweep = self.run(name, {}, 0, 0, job="sweep")
+        for epochs in (1, 20):
+            for seed in range(3):
+                self.run(
+                    f"{name} e{epochs} s{seed}",
+                    {"model": "mlp", "trainer.epochs": epochs, "model.dropout": dropout},
+                    seed,
+                    320 + epochs + seed,
+                    # Longer trained, the gap differs by far more than between seeds.
+                    gap=(gap if epochs > 1 else 0.01) + 0.001 * (seed + (gap > 0.07) * seed**2),
+                    **{tracking.member_tag(sweep): str(seed)},
+                )
+        return sweep
+
+    def run(self, name, params, seed, right, *, gap=0.02, digest="one", status="FINISHED", **tags):
+        """Keep a run that gets the first `right` images right, and the others wrong."""
+        tags = {"job": "train", "data.digest": digest, **CODE, **tags}
+        run = self.client.create_run(self.place, run_name=name, tags=tags).info.run_id
+        for key, value in {**params, "seed": seed}.items():
+            self.client.log_param(run, key, value)
+        self.client.log_metric(run, "accuracy/test", right / IMAGES)
+        self.client.log_metric(run, "accuracy/gap", gap)
+        self.keep(run, right)
+        self.client.set_terminated(run, status)
+        return run
+
+    def keep(self, run, right, labels=LABELS):
+        file = Path(self.folder, "predictions.npz")
+        predicted = (labels + (np.arange(len(labels)) >= right)) % 10
+        np.savez(file, probabilities=np.eye(10)[predicted], labels=labels)
+        self.client.log_artifact(run, str(file))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return Made(tmp_path_factory.mktemp("compared"))
+
+
+@pytest.fixture
+def say(made, capsys):
+    def call(*words, code=0):
+        with pytest.raises(SystemExit) as ended:
+            app(["compare", *words, "--store", made.store.uri])
+        said = capsys.readouterr()
+        assert (ended.value.code or 0) == code, said.out + said.err
+        return said.err if code else said.out
+
+    return call
+
+
+@pytest.fixture
+def found(say):
+    def call(*words):
+        return json.loads(say(*words, "--json"))
+
+    return call
+
+
+def flat(said):
+    return " ".join(said.split())
+
+
+def test_two_seeds_of_one_setting_are_no_evidence(say):
+    said = flat(say("linear s0", "linear s1"))
+    assert "seed 0 1" in said
+    assert "A and B have the same setting" in said
+    assert "No evidence of a difference in test accuracy between A and B: -0.0075" in said
+    assert "several seeds of each" in said
+
+
+def test_single_runs_are_compared_by_their_predictions(say, found, made):
+    said = flat(say(made.linear[0], made.mlp[0][:12]))
+    assert "model linear mlp" in said
+    assert "model.hidden_units - 128" in said
+    assert "The same on both sides: code, libraries, threads, data." in said
+    # 50 images right in B alone: twice 0.5 ** 50.
+    assert "Test accuracy of A is lower than that of B by 0.1250" in said
+    assert "p < 0.001 (exact McNemar, 400 test images, 0 and 50 right in one only)" in said
+    (test,) = (each for each in found("linear s0", "h128 s0")["results"] if each["found"])
+    assert test["metric"] == "accuracy/test"
+    assert test["found"]["p_value"] == pytest.approx(2 * 0.5**50)
+    assert test["found"]["low"] < -0.125 < test["found"]["high"] < 0
+
+
+def test_groups_with_the_same_seeds_are_compared_in_pairs(found, made):
+    told = found("model=linear", "model=mlp model.hidden_units=128")
+    assert told["a"] == made.linear
+    test = told["results"][0]["found"]
+    assert test["test"] == "paired t"
+    expected = stats.ttest_rel([300, 303, 300], [350, 352, 354])
+    assert test["p_value"] == pytest.approx(expected.pvalue)
+    assert test["evidence"]
+
+
+def test_groups_with_other_seeds_are_compared_by_welch(found, made):
+    told = found("--a", *made.linear, "--b", *made.mlp[:2])
+    test = told["results"][0]["found"]
+    assert test["test"] == "Welch's t"
+    expected = stats.ttest_ind([300, 303, 300], [350, 352], equal_var=False)
+    assert test["p_value"] == pytest.approx(expected.pvalue)
+    assert {"kind": "config", "name": "seed", "a": "0, 1, 2", "b": "0, 1"} in told["differences"]
+
+
+def test_sweeps_are_compared_setting_by_setting(say, found):
+    told = found("plain", "dropout")
+    assert [each["setting"] for each in told["results"][::2]] == [
+        {"trainer.epochs": 1},
+        {"trainer.epochs": 20},
+    ]
+    assert [each["name"] for each in told["differences"]] == ["model.dropout"]
+    assert told["verdict"][:2] == [
+        "No evidence of a difference in test accuracy: without any spread nothing can be tested.",
+        "Accuracy gap of A is higher in 1 of 2 settings (p < 0.05 / 2, as 2 settings are tested).",
+    ]
+    assert "accuracy gap" in say("plain", "dropout")
+
+
+def test_a_setting_narrows_a_sweep_and_what_has_no_counterpart_is_told(say, found, made):
+    told = found("--a", made.sweeps[0], "trainer.epochs=20", "--b", made.sweeps[1])
+    assert told["unmatched"] == {"a": [], "b": [{"trainer.epochs": 1}]}
+    assert len(told["a"]) == 3
+    said = say("--a", made.sweeps[0], "trainer.epochs=20", "--b", made.sweeps[1])
+    assert "of B alone: epochs 1" in said
+
+
+def test_one_run_against_several_says_what_is_missing(say):
+    said = flat(say("linear s0", "model=mlp model.hidden_units=128"))
+    assert "cannot be tested" in said
+    assert "both sides need several seeds" in said
+
+
+def test_uncommitted_changes_leave_it_open_whether_the_code_is_the_same(say, made):
+    run = made.run("dirty", LINEAR, 9, 300, **{"git.dirty": "true"})
+    said = flat(say("linear s0", "dirty"))
+    assert "A and B have the same setting" in said
+    assert "The same on both sides: libraries, threads, data." in said
+    assert "a checkout with uncommitted changes" in said
+    made.client.delete_run(run)
+
+
+def test_code_and_libraries_that_differ_are_told(say, made):
+    run = made.run("later", LINEAR, 9, 300, **{"version.keras": "3.16", "threads": "1"})
+    said = flat(say("linear s0", "later"))
+    assert "keras 3.15 3.16" in said
+    assert "threads 2 1" in said
+    assert "The same on both sides: code, data." in said
+    assert "A and B have the same setting" not in said
+    made.client.delete_run(run)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["linear s0"], "received linear s0; expected two sides"),
+        ([], "received nothing; expected two sides"),
+        (["linear s0", "--b", "linear s1"], "received linear s0 beside --a or --b"),
+        (["nobody", "linear s0"], "received 'nobody', which is no run in"),
+        (["linear s0", "linear s0"], "is on both sides, expected different runs"),
+        (["model=linear", "model=cnn"], "received model=cnn, which no run has; there are linear"),
+        (["modle=linear", "model=mlp"], "received modle=linear, expected one of model, "),
+        (["plain", "model=linear"], "none has a counterpart on the other side: A has"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(say, words, told):
+    said = say(*words, code=2)
+    assert said.startswith("error: ")
+    assert told in said
+    assert said.count("\n") == 1
+
+
+def test_runs_without_result_or_predictions_are_refused(say, made):
+    running = made.run("running", LINEAR, 7, 300, status="RUNNING")
+    assert "running RUNNING: has not ended" in say("linear s0", "running", code=2)
+    bare = made.client.create_run(made.place, run_name="bare", tags={"data.digest": "one"})
+    made.client.log_metric(bare.info.run_id, "accuracy/test", 0.5)
+    made.client.log_metric(bare.info.run_id, "accuracy/gap", 0.5)
+    made.client.set_terminated(bare.info.run_id)
+    assert "has no predictions.npz to be read" in say("linear s0", "bare", code=2)
+    for run in (running, bare.info.run_id):
+        made.client.delete_run(run)
+
+
+def test_other_test_images_are_refused_other_training_images_are_not(say, made):
+    limited = {**LINEAR, "data.train_limit": 1000}
+    runs = [
+        made.run("other data", LINEAR, 0, 300, digest="two"),
+        made.run("fewer to train", limited, 0, 300, digest="three"),
+        made.run("fewer to test", {**limited, "data.test_limit": 100}, 0, 80, digest="four"),
+    ]
+    made.keep(runs[2], 80, LABELS[:100])
+    assert "were tested on different images" in say("linear s0", "other data", code=2)
+    assert "(400 and 100; their" in say("linear s0", "fewer to test", code=2)
+    assert "data.train_limit - 1000" in flat(say("linear s0", "fewer to train"))
+    for run in runs:
+        made.client.delete_run(run)
