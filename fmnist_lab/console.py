@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ class Screen:
 
     def __init__(self) -> None:
         # A file or a pipe has no width; our lines should not be folded there.
-        width = None if os.isatty(1) or "COLUMNS" in os.environ else 120
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
         self.console = Console(highlight=False, width=width)
 
     def heading(
@@ -66,7 +67,7 @@ class Screen:
                 f"seed {config.seed}",
                 f"{engine} engine",
             ]
-        self._aligned({name: ", ".join(parts) for name, parts in facts.items()})
+        aligned(self.console, {name: ", ".join(parts) for name, parts in facts.items()})
         self.console.print()
 
     def training(self, epochs: int, images: int, done: int = 0) -> TrainingDisplay:
@@ -87,7 +88,7 @@ class Screen:
         )
         self._scores(earlier.metrics)
         self.console.print()
-        self._aligned({"see it": f"python -m fmnist_lab.runs ui {earlier.run_id}"})
+        aligned(self.console, {"see it": f"python -m fmnist_lab.runs ui {earlier.run_id}"})
 
     def resumed(self, done: int, epochs: int) -> None:
         """Say from where a training goes on."""
@@ -129,7 +130,7 @@ class Screen:
         self.console.print(
             f"\nRun '{escape(run.name)}', id {run.id}, is kept in {escape(run.store_name)}.\n"
         )
-        self._aligned(_next_steps(run, trained=bool(history)))
+        aligned(self.console, _next_steps(run, trained=bool(history)))
 
     def _scores(self, metrics: Mapping[str, float]) -> None:
         table = Table(box=None, pad_edge=False, padding=(0, 4, 0, 0), header_style="bold")
@@ -147,11 +148,6 @@ class Screen:
         self.console.print(table)
         self.console.print()
         self.console.print(verdict(metrics["accuracy/gap"]))
-
-    def _aligned(self, rows: Mapping[str, str]) -> None:
-        width = max(map(len, rows))
-        for name, value in rows.items():
-            self.console.print(f"[dim]{name:<{width}}[/dim]  {escape(value)}", soft_wrap=True)
 
 
 def _next_steps(run: Run, trained: bool) -> dict[str, str]:
@@ -228,6 +224,13 @@ class TrainingDisplay:
     def _left(self, done: int) -> float:
         elapsed = time.perf_counter() - self.began
         return elapsed / (done - self.done * self.images) * (self.epochs * self.images - done)
+
+
+def aligned(console: Console, rows: Mapping[str, str]) -> None:
+    """Print values under each other, each after its name."""
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        console.print(f"[dim]{name:<{width}}[/dim]  {escape(value)}", soft_wrap=True)
 
 
 def count(number: int, noun: str) -> str:

@@ -17,22 +17,22 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fmnist_lab import config
+from fmnist_lab import conductor, config, sweep
 from fmnist_lab.errors import UserError, reported
 from fmnist_lab.overrides import check_groups, explained
 
 
 def run(composed: DictConfig) -> Any:
     """Check a composed config and do its job."""
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        return do(composed)
+    if HydraConfig.get().mode == RunMode.MULTIRUN and sweep.current:
+        return sweep.current.attempt(lambda member: do(composed, member))
     # Hydra adds a line of its own to an exception, but lets SystemExit pass.
     with reported():
         return do(composed)
 
 
-def do(composed: DictConfig) -> Any:
-    """Check a composed config and do its job."""
+def do(composed: DictConfig, member: sweep.Membership | None = None) -> Any:
+    """Check a composed config and do its job, perhaps as part of a sweep."""
     try:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -41,7 +41,7 @@ def do(composed: DictConfig) -> Any:
     from fmnist_lab import jobs
 
     with _where_it_was_typed():
-        return jobs.JOBS[checked.job.name](checked, None)
+        return jobs.JOBS[checked.job.name](checked, member)
 
 
 def _where_it_was_typed() -> contextlib.AbstractContextManager[None]:
@@ -57,7 +57,7 @@ def main() -> None:
     # Hydra then lets exceptions through, and one place prints them all.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     door = hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name="config")
-    with reported():
+    with reported(), conductor.conducted():
         try:
             door(run)()
         except (HydraException, OmegaConfBaseException) as error:

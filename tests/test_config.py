@@ -238,7 +238,7 @@ def test_of_two_mistakes_one_is_reported(door):
 
 def test_a_sweep_with_a_bad_value_fails_and_says_which(door):
     assert door("-m", "trainer.epochs=1,0") == 2
-    assert [asked.trainer.epochs for asked in door.asked] == [1]
+    assert door.asked == []
     assert "error: trainer.epochs: received 0, expected " in door.capsys.readouterr().err
 
 

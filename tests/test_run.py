@@ -1167,25 +1167,9 @@ def test_the_suggested_sweep_works(tracked, doors, tmp_path):
     assert "retracing" not in process.out
     found = Tracked(tmp_path).runs()
     assert {each.info.status for each in found} == {"FINISHED"}
-    assert len({each.info.run_name for each in found}) == len(found) == 9
+    # A parent and its children.
+    assert len({each.info.run_name for each in found}) == len(found) == 1 + 9
     assert strays(tmp_path) == []
-
-
-@pytest.mark.slow
-def test_a_bad_job_of_a_sweep_does_not_take_the_others_along(doors, tmp_path):
-    process = doors(
-        *("run", tmp_path, "-m", *QUICK[:2], "trainer.epochs=1", "optimizer=sgd"),
-        "optimizer.learning_rate=1e38,0.01",
-    )
-    assert process.code not in (0, None)
-    assert "Traceback" not in process.err
-    assert "training diverged" in process.err
-    found = {
-        each.data.params["optimizer.learning_rate"]: each.info.status
-        for each in Tracked(tmp_path).runs()
-    }
-    assert sorted(found.values()) == ["FAILED", "FINISHED"]
-    assert found["0.01"] == "FINISHED"
 
 
 @pytest.mark.slow

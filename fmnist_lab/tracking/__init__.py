@@ -23,6 +23,7 @@ from fmnist_lab.tracking.query import (
 from fmnist_lab.tracking.reading import facts, load_model, origin, read_file
 from fmnist_lab.tracking.run import Run, start
 from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, REMOTE_SCHEMES, Store
+from fmnist_lab.tracking.sweeps import Progress, SweepRun
 
 __all__ = [
     "DEFAULT_EXPERIMENT",
@@ -30,9 +31,11 @@ __all__ = [
     "Found",
     "Healed",
     "Known",
+    "Progress",
     "Run",
     "Sent",
     "Store",
+    "SweepRun",
     "compared",
     "curves",
     "end",

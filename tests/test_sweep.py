@@ -1,0 +1,206 @@
+"""Sweeps: a parent run, a child for each job, whatever becomes of them."""
+
+import csv
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from fmnist_lab.sweep import job_name
+
+TINY = ("data.train_limit=1000", "data.test_limit=500")
+LOCAL_CORES = "hydra/launcher=local_cores"
+
+
+class Kept:
+    """What a sweep has left in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+        (experiment,) = self.client.search_experiments(filter_string="name = 'fmnist_lab'")
+        self.runs = list(self.client.search_runs([experiment.experiment_id]))
+        (self.parent,) = [run for run in self.runs if run.data.tags["job"] == "sweep"]
+        children = [run for run in self.runs if run is not self.parent]
+        self.children = sorted(children, key=self.number)
+
+    def number(self, child: Run) -> int:
+        assert child.data.tags["mlflow.parentRunId"] == self.parent.info.run_id
+        return int(child.data.tags[f"sweep.{self.parent.info.run_id}"])
+
+    def states(self) -> dict[str, str]:
+        return {child.info.run_name: child.info.status for child in self.children}
+
+    def files(self, run: Run) -> set[str]:
+        return {file.path for file in self.client.list_artifacts(run.info.run_id)}
+
+    def text(self, run: Run, file: str) -> str:
+        return Path(self.client.download_artifacts(run.info.run_id, file)).read_text()
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "nothing has happened"
+        time.sleep(0.2)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "axes", "name"),
+    [
+        (
+            ["seed=3", "trainer.epochs=20", "model.hidden_units=512"],
+            ["seed", "trainer.epochs", "model.hidden_units"],
+            "h512 e20 s3",
+        ),
+        (["model=cnn", "trainer.epochs=5", "seed=0"], ["model", "seed"], "cnn s0"),
+        (["model.hidden_units=[256,128]"], ["model.hidden_units"], "h256-128"),
+        (["optimizer._target_=keras.optimizers.Lion"], ["optimizer._target_"], "Lion"),
+        (["+trainer.label_smoothing=0.1"], ["trainer.label_smoothing"], "label_smoothing=0.1"),
+        (["seed=0"], [], ""),
+    ],
+)
+def test_a_job_is_named_by_what_differs(overrides, axes, name):
+    assert job_name(overrides, axes) == name
+
+
+@pytest.fixture(scope="module")
+def sweep(doors, tmp_path_factory):
+    """A finished sweep on the basic launcher: the folder, and the process that has ended."""
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, doors("run", folder, "-m", "trainer.epochs=1,2", "seed=0,1", *TINY)
+
+
+def test_a_sweep_is_a_parent_with_a_child_for_each_job(sweep):
+    folder, process = sweep
+    assert (process.code, process.err) == (0, "")
+    kept = Kept(folder)
+    names = ["e1 s0", "e1 s1", "e2 s0", "e2 s1"]
+    assert list(kept.states().items()) == [(name, "FINISHED") for name in names]
+    assert [kept.number(child) for child in kept.children] == [0, 1, 2, 3]
+    epochs = [child.data.params["trainer.epochs"] for child in kept.children]
+    assert epochs == ["1", "1", "2", "2"]
+    parent = kept.parent
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["sweep/finished"] == 4
+    assert parent.data.metrics["sweep/failed"] == 0
+    assert "-m trainer.epochs=1,2 seed=0,1" in parent.data.tags["sweep.command"]
+    # The longer jobs went on from what the shorter ones had left; it is of no use any more.
+    assert list((folder / "mlruns" / "sweeps").iterdir()) == []
+    for child in kept.children[2:]:
+        assert "Going on after epoch 1 of 2" in kept.text(child, "log.txt")
+
+
+def test_the_parent_keeps_the_results_of_all_children(sweep):
+    kept = Kept(sweep[0])
+    assert {"results.csv", "report.md", "report.html"} <= kept.files(kept.parent)
+    rows = list(csv.DictReader(kept.text(kept.parent, "results.csv").splitlines()))
+    found = {row["run_id"]: float(row["accuracy/test"]) for row in rows}
+    expected = {child.info.run_id: child.data.metrics["accuracy/test"] for child in kept.children}
+    assert found == pytest.approx(expected)
+
+
+def test_what_a_job_prints_is_kept_with_its_run_and_not_on_the_screen(sweep):
+    folder, process = sweep
+    kept = Kept(folder)
+    for child in kept.children:
+        assert "epoch" in kept.text(child, "log.txt")
+    assert "log.txt" not in kept.files(kept.parent)
+    assert len(process.out.splitlines()) < 40
+    assert "\x1b" not in process.out
+    lines = re.findall(r"^[1-4]/4  e[12] s[01] .*$", process.out, re.M)
+    assert len(lines) == 4
+    for child, line in zip(kept.children, lines, strict=True):
+        assert line.split()[1:3] == child.info.run_name.split()
+        assert f" {child.data.metrics['accuracy/test']:.4f} " in line
+    assert re.search(r"^4 jobs in .*: 4 finished\.$", process.out, re.M)
+    assert f"fmnist_lab.runs ui {kept.parent.info.run_id}" in process.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trainer.epochs=1,0"], "trainer.epochs: received 0, expected "),
+        (["seed=1"], "-m: nothing is swept, expected "),
+        (["seed=0,1", LOCAL_CORES, "hydra.launcher.workers=0"], "workers: received 0, expected "),
+    ],
+)
+def test_a_sweep_that_cannot_be_done_is_refused_before_it_begins(doors, tmp_path, words, said):
+    process = doors("run", tmp_path, "-m", *words)
+    assert said in process.error
+    assert process.out == ""
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "local_cores"])
+def test_a_failing_job_leaves_the_others(doors, tmp_path, launcher):
+    rates = "optimizer.learning_rate=1e30,0.001"
+    process = doors(
+        *("run", tmp_path, "-m", f"hydra/launcher={launcher}", rates, "seed=0,1", *TINY),
+        "trainer.epochs=1",
+    )
+    assert process.code == 1
+    assert process.err == ""
+    kept = Kept(tmp_path)
+    states = [child.info.status for child in kept.children]
+    assert states == ["FAILED", "FAILED", "FINISHED", "FINISHED"]
+    assert kept.parent.info.status == "FAILED"
+    assert kept.parent.data.metrics["sweep/failed"] == 2
+    assert "2 finished, 2 failed" in process.out
+    assert len(re.findall(r"FAILED +the training loss of epoch 1 is nan", process.out)) >= 2
+    assert "training diverged" in kept.text(kept.children[0], "log.txt")
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_give_what_they_give_one_after_the_other(doors, tmp_path):
+    words = ("-m", "trainer.epochs=1,2", "seed=0,1", *TINY)
+    results = []
+    for place, more in enumerate([(LOCAL_CORES,), ("trainer.threads=1",)]):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        process = doors("run", folder, *words, *more)
+        assert (process.code, process.err) == (0, "")
+        kept = Kept(folder)
+        assert kept.parent.info.status == "FINISHED"
+        results.append(
+            {
+                child.info.run_name: {
+                    name: value
+                    for name, value in child.data.metrics.items()
+                    if name.startswith(("accuracy/", "loss/"))
+                }
+                for child in kept.children
+            }
+        )
+    assert len(results[0]) == 4
+    assert results[0] == results[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "local_cores"])
+def test_ctrl_c_ends_a_sweep_in_a_known_state(doors, tmp_path, launcher):
+    words = ("-m", f"hydra/launcher={launcher}", "trainer.epochs=5000,5001", *TINY)
+    process = doors.start("run", tmp_path, *words)
+
+    def trains() -> bool:
+        if not (tmp_path / "mlflow.db").exists():
+            return False
+        try:
+            children = Kept(tmp_path).children
+        except ValueError:
+            return False  # the store is being made
+        return any("accuracy/test" in child.data.metrics for child in children)
+
+    wait_until(trains)
+    process.kill(signal.SIGINT)
+    assert process.wait(90) == 128 + signal.SIGINT
+    assert "Traceback" not in process.out + process.err
+    kept = Kept(tmp_path)
+    assert kept.parent.info.status == "KILLED"
+    assert kept.states()
+    assert set(kept.states().values()) == {"KILLED"}
