@@ -58,6 +58,9 @@ def start(threads: int | None = None, *, lean: bool = False) -> Device:
     granted = threads or cores
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # TensorFlow uses it unasked only on newer processors; on others, too, convolutions are up to
+    # twice as fast with it.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     _keep_compiled_programs()
     with _quiet_start():
         with _hidden("sklearn", "matplotlib.pyplot") if lean else nullcontext():
