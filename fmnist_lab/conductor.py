@@ -10,8 +10,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +103,13 @@ class Conductor:
             for each, handler in handlers.items():
                 signal.signal(each, handler)
             signal.signal(signal.SIGTERM, self._sigterm)
+
+    def lost(self, job: int, overrides: list[str], reason: str) -> None:
+        """Record that the process which did a job is gone."""
+        name, axes = job_name(overrides, list(self.plan.axes)), tuple(self.plan.axes)
+        sweep = self.run.id if self.run else ""
+        member = Membership(sweep, job, name or f"job {job}", axes)
+        Job(member, self.run, self.folder).keep(round(time.time() * 1000), reason)
 
     def _sum_up(self, error: BaseException | None, killed: bool) -> bool:
         from fmnist_lab import sweep_screen
@@ -212,9 +218,6 @@ class Conductor:
         return [Progress(**json.loads(line)) for line in lines]
 
 
-_conductor: Conductor | None = None
-
-
 def begin(config: DictConfig) -> Conductor:
     """Plan and check a sweep, open its parent run, and begin to watch; called by Hydra's callback.
 
@@ -222,7 +225,6 @@ def begin(config: DictConfig) -> Conductor:
         SystemExit: After saying why it cannot be done; Hydra would turn another exception into a
             warning, and go on.
     """
-    global _conductor
     from fmnist_lab import launcher
 
     with reported():
@@ -255,38 +257,7 @@ def begin(config: DictConfig) -> Conductor:
             folder = Path(str(config.hydra.sweep.dir)).absolute() / parent.id
         launched = str(config.hydra.launcher._target_).rpartition(".")[2]
         here = launched in ("BasicLauncher", "LocalCores")
-        _conductor = Conductor(planned, parent, folder, resume=resume, here=here)
-        return _conductor
-
-
-@contextmanager
-def conducted() -> Iterator[None]:
-    """Close the sweep that has been begun within, if one has, whatever happens to it.
-
-    Raises:
-        SystemExit: 1 if a job has failed.
-    """
-    global _conductor
-    try:
-        yield
-    except BaseException as error:
-        if _conductor:
-            _conductor.end(error)
-        raise
-    else:
-        if _conductor and not _conductor.end(None):
-            raise SystemExit(1)
-    finally:
-        _conductor = None
-
-
-def lost(job: int, overrides: list[str], reason: str) -> None:
-    """Record that the process which did a job is gone."""
-    if not _conductor:
-        return
-    run, name = _conductor.run, job_name(overrides, list(_conductor.plan.axes)) or f"job {job}"
-    member = Membership(run.id if run else "", job, name, tuple(_conductor.plan.axes))
-    Job(member, run, _conductor.folder).keep(round(time.time() * 1000), reason)
+        return Conductor(planned, parent, folder, resume=resume, here=here)
 
 
 def _terminate(number: int, frame: Any) -> None:

@@ -26,13 +26,24 @@ if TYPE_CHECKING:
     from fmnist_lab.training import Epoch
 
 
+class ToTheEnd(Console):
+    """A console that nobody has to listen to: a run outlives the `head` it was piped to."""
+
+    def on_broken_pipe(self) -> None:
+        """Say the rest to nobody; rich would end the process."""
+        self.quiet = True
+        nobody = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nobody, sys.stdout.fileno())
+        os.close(nobody)
+
+
 class Screen:
     """Everything that a job prints, in the order in which it happens."""
 
     def __init__(self) -> None:
         # A file or a pipe has no width; our lines should not be folded there.
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-        self.console = Console(highlight=False, width=width)
+        self.console = ToTheEnd(highlight=False, width=width)
 
     def heading(
         self,

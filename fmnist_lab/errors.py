@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ def reported() -> Iterator[None]:
 
     Raises:
         SystemExit: 2 after a `UserError`; 130 after Ctrl-C and 143 after SIGTERM, the shell's
-            128 + signal.
+            128 + signal; 0 if nobody wants to read on.
     """
     try:
         yield
@@ -40,3 +41,8 @@ def reported() -> Iterator[None]:
         raise SystemExit(143) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Whoever read what was printed, such as `head`, has seen enough. Python's own last flush
+        # must not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None

@@ -28,7 +28,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from fmnist_lab import conductor
+from fmnist_lab import sweep
 from fmnist_lab.errors import UserError
 
 # TensorFlow cannot be forked.
@@ -104,7 +104,8 @@ def _run_all(task: Task, jobs: dict[int, list[str]], size: int) -> dict[int, Job
                     results[job] = worker.end()
                 except EOFError:
                     reason = worker.epitaph()
-                    conductor.lost(job, jobs[job], reason)
+                    if sweep.begun:
+                        sweep.begun.lost(job, jobs[job], reason)
                     results[job] = _lost(jobs[job], reason)
                     workers.remove(worker)
                     if todo:

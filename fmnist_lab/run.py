@@ -17,9 +17,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fmnist_lab import conductor, config, sweep
+from fmnist_lab import config, sweep
 from fmnist_lab.errors import UserError, reported
 from fmnist_lab.overrides import check_groups, explained
+from fmnist_lab.usage import usage
 
 
 def run(composed: DictConfig) -> Any:
@@ -54,18 +55,24 @@ def _where_it_was_typed() -> contextlib.AbstractContextManager[None]:
 
 def main() -> None:
     """Compose the config from the command line and run; exit non-zero if it cannot be done."""
+    words = sys.argv[1:]
     # Hydra then lets exceptions through, and one place prints them all.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     door = hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name="config")
-    with reported(), conductor.conducted():
+    with reported(), sweep.conducted():
         try:
-            door(run)()
+            if {"-h", "--help"} & set(words):
+                print(usage([word for word in words if not word.startswith("-")]))
+            else:
+                door(run)()
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(explained(error, sys.argv[1:])) from None
+            raise UserError(explained(error, words)) from None
         except (TypeError, ValueError):
-            check_groups(sys.argv[1:])
+            check_groups(words)
             raise
         except OSError as error:
+            if not error.filename:
+                raise
             raise UserError(f"{error.filename}: {error.strerror}") from None
 
 

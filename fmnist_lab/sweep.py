@@ -26,6 +26,7 @@ from fmnist_lab import provenance
 from fmnist_lab.errors import UserError
 
 if TYPE_CHECKING:
+    from fmnist_lab.conductor import Conductor
     from fmnist_lab.tracking import SweepRun
 
 # Axes that everybody knows by a letter or two; others bear their names.
@@ -138,6 +139,28 @@ class Job:
 
 
 current: Job | None = None
+begun: Conductor | None = None  # in the process that a sweep was started in
+
+
+@contextmanager
+def conducted() -> Iterator[None]:
+    """Close the sweep that has been begun within, if one has, whatever happens to it.
+
+    Raises:
+        SystemExit: 1 if a job has failed.
+    """
+    global begun
+    try:
+        yield
+    except BaseException as error:
+        if begun:
+            begun.end(error)
+        raise
+    else:
+        if begun and not begun.end(None):
+            raise SystemExit(1)
+    finally:
+        begun = None
 
 
 class Callback(HydraCallback):
@@ -158,6 +181,7 @@ class Callback(HydraCallback):
         """Check what can be checked, open the parent run and begin to watch."""
         from fmnist_lab import conductor
 
+        global begun
         begun = conductor.begin(config)
         self.run, self.axes, self.folder = begun.run, tuple(begun.plan.axes), str(begun.folder)
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from fmnist_lab.console import aligned, count, duration
+from fmnist_lab.console import ToTheEnd, aligned, count, duration
 from fmnist_lab.tracking import Progress
 
 RUNNING_SHOWN = 12
@@ -29,7 +29,7 @@ class SweepScreen:
         """
         # A job of this process moves standard output elsewhere while it runs.
         out = sys.stdout
-        self.console = Console(file=out, highlight=False, width=None if out.isatty() else 120)
+        self.console = ToTheEnd(file=out, highlight=False, width=None if out.isatty() else 120)
         self.jobs = jobs
         self.width = len(f"{jobs:,}") or 5
         self.printed = 0

@@ -1173,6 +1173,24 @@ def test_the_suggested_sweep_works(tracked, doors, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_outlives_the_reader_of_its_lines(doors, tmp_path):
+    piped = """
+import subprocess, sys
+words = [sys.executable, "-m", "fmnist_lab.run", *sys.argv[1:]]
+process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+process.stdout.readline()
+process.stdout.close()
+print(process.stderr.read(), process.wait())
+"""
+    process = doors.python(tmp_path, piped, *QUICK)
+    assert process.out == " 0\n"
+    (only,) = Tracked(tmp_path).runs()
+    assert only.info.status == "FINISHED"
+    process = doors.python(tmp_path, piped, "--help")
+    assert process.out == " 0\n"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["folder", "registered"])
 def test_a_model_may_be_named_in_other_ways(tracked, doors, tmp_path, form):
     """By its folder, with no store at all; or by its name in MLflow's registry."""
