@@ -12,13 +12,14 @@ import json
 import os
 import time
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from fmnist_lab.errors import UserError
 
 if TYPE_CHECKING:
     import keras
@@ -138,6 +139,10 @@ def save(checkpoint: Checkpoint, folder: Path, keep: int | None = KEPT) -> Path:
 def load(file: Path) -> Checkpoint | None:
     """Read a checkpoint; None if it is damaged."""
     try:
+        with zipfile.ZipFile(file) as archive:
+            # NumPy checks a member only if it reads it to its end; a damaged header may prevent it.
+            if archive.testzip() is not None:
+                return None
         with np.load(file, allow_pickle=False) as arrays:
             meta = json.loads(arrays["meta"].tobytes())
             return Checkpoint(
@@ -149,7 +154,8 @@ def load(file: Path) -> Checkpoint | None:
                     for part in ("model", "optimizer", "callbacks")
                 },
             )
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error):
+    except Exception:
+        # Whatever the parsers of zip files, arrays and JSON make of a damaged one.
         return None
 
 
@@ -230,7 +236,7 @@ class Keeper:
         """Note a finished epoch, and save the state if that is due or the training is over.
 
         Raises:
-            OSError: It could not be saved.
+            UserError: It could not be saved.
         """
         self.history.append(dict(metrics))
         self.stopped = last and len(self.history) < epochs
@@ -249,10 +255,17 @@ class Keeper:
         """Save the state after the last finished epoch, unless it is saved already.
 
         Raises:
-            OSError: It could not be saved.
+            UserError: It could not be saved; what was saved before is as it was.
         """
         if self._folder and self.latest and self.latest.epoch > self._saved_epoch:
-            save(self.latest, self._folder)
+            try:
+                save(self.latest, self._folder)
+            except OSError as error:
+                raise UserError(
+                    f"{self._folder}: the state after epoch {self.latest.epoch} cannot be saved: "
+                    f"{error.strerror}; what was saved before is intact, so make room, and repeat "
+                    "the command with resume=true"
+                ) from error
             self._saved_epoch = self.latest.epoch
             self._saved_at = time.monotonic()
 

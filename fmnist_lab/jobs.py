@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from fmnist_lab import assembly, data, provenance, results, resume, signals, tracking
 from fmnist_lab.config import Config
-from fmnist_lab.errors import DivergedError
+from fmnist_lab.errors import DivergedError, UserError
 
 EPOCHS = "trainer.epochs"
 
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from fmnist_lab.sweep import Membership
 
 
-def train(config: Config, member: Membership | None = None) -> dict[str, float]:
+def train(
+    config: Config, member: Membership | None = None, *, reproduces: str = ""
+) -> dict[str, float]:
     """Train a model as configured, evaluate it, and keep everything.
 
     Args:
         config: A checked config.
         member: The job's place in a sweep, if it is in one.
+        reproduces: Id of the run that this one is to be compared with, if there is one.
 
     Returns:
         The last epoch's metrics.
@@ -67,6 +70,8 @@ def train(config: Config, member: Membership | None = None) -> dict[str, float]:
 
     screen.heading(config, dataset, device, model, recipe.engine)
     tags = {**_identity(config, dataset, device, member), "job": "train", "engine": recipe.engine}
+    if reproduces:
+        tags["reproduces"] = reproduces
     with (
         signals.noted() as check_signals,
         tracking.start(
@@ -97,7 +102,7 @@ def train(config: Config, member: Membership | None = None) -> dict[str, float]:
         if run.is_remote:
             run.wait_until_open()
         with (
-            _saved_if_interrupted(keeper, screen, tracked=store is not None),
+            _saved_if_interrupted(keeper, screen, resumable=store is not None and not reproduces),
             screen.training(epochs, len(images), len(keeper.history)) as display,
         ):
 
@@ -222,15 +227,17 @@ def _earlier(
 
 
 @contextmanager
-def _saved_if_interrupted(keeper: Keeper, screen: Screen, tracked: bool) -> Iterator[None]:
+def _saved_if_interrupted(keeper: Keeper, screen: Screen, resumable: bool) -> Iterator[None]:
     """Save the last finished epoch, and say how to go on from it, if a training is cut short."""
     try:
         yield
     except DivergedError:
         raise
     except BaseException as error:
-        keeper.save()
-        if tracked and isinstance(error, KeyboardInterrupt):
+        # If it cannot be saved either, what has come before says more.
+        with suppress(UserError):
+            keeper.save()
+        if resumable and isinstance(error, KeyboardInterrupt):
             screen.interrupted(len(keeper.history))
         raise
 

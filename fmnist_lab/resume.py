@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fmnist_lab import tracking
 from fmnist_lab.config import Config
 from fmnist_lab.errors import UserError
-from fmnist_lab.scratch import Scratch, is_live
+from fmnist_lab.scratch import Scratch, clear_half_removed, is_live
 
 if TYPE_CHECKING:
     from fmnist_lab.sweep import Membership
@@ -28,10 +28,14 @@ class Answered:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """A run of the same config that did not come to its end, and its scratch folder."""
+    """A run of the same config that did not come to its end.
+
+    Attributes:
+        run_id: Its id; "" if its process has ended before the store knew of it.
+        scratch: What it has left.
+    """
 
     run_id: str
-    name: str
     scratch: Scratch
 
 
@@ -56,12 +60,16 @@ def look_up(
     place = member.tags().get(tracking.member_tag(member.sweep)) if member else None
     if member is not None and place is not None and not config.resume:
         same += f" and tags.`{tracking.member_tag(member.sweep)}` = '{place}'"
-    runs = tracking.known(store, experiment, same)
+    # A run that was made to be compared with another answers nothing else.
+    runs = [run for run in tracking.known(store, experiment, same) if "reproduces" not in run.tags]
+    clear_half_removed(store.unfinished)
     finished = next((run for run in runs if run.status == "FINISHED"), None)
     if finished is not None:
+        # The store is told last that a run is finished, so it has all of it.
         for run in runs:
-            if run is not finished:
-                _clear(run)
+            folder = _scratch_of(run)
+            if folder is not None:
+                _remove(folder, delivered=run.status == "FINISHED")
         if member is not None and place is not None:
             tracking.tag(store, finished.run_id, {tracking.member_tag(member.sweep): place})
         return Answered(finished.run_id, finished.name, finished.metrics)
@@ -77,7 +85,15 @@ def look_up(
             )
         if member is not None:
             tracking.tag(store, run.run_id, member.tags())
-        return Interrupted(run.run_id, run.name, scratch)
+        return Interrupted(run.run_id, scratch)
+    for folder in _folders(store, config) if config.resume else []:
+        scratch = Scratch.reclaim(folder) if not is_live(folder) else None
+        if scratch is None:
+            continue
+        if not any(event["kind"] == "run" for event in scratch.events()):
+            # Its process has ended before the store knew of it.
+            return Interrupted("", scratch)
+        scratch.release()
     if member is not None:
         # A machine that was lost took the folder along; its run will not go on.
         for run in runs:
@@ -91,24 +107,23 @@ def supersede(store: tracking.Store, config: Config) -> None:
 
     What is finished and only waits for its delivery stays.
     """
-    identity = config.identity()
-    for folder in (*store.unfinished.glob(identity), *store.unfinished.glob(f"{identity}-*")):
-        if not is_live(folder):
-            _remove(folder)
-
-
-def _clear(run: tracking.Known) -> None:
-    folder = _scratch_of(run)
-    if folder is not None:
+    for folder in _folders(store, config):
         _remove(folder)
 
 
-def _remove(folder: Path) -> None:
-    scratch = Scratch.reclaim(folder)
+def _folders(store: tracking.Store, config: Config) -> list[Path]:
+    """Return the scratch folders of a config's runs."""
+    identity = config.identity()
+    return [*store.unfinished.glob(identity), *store.unfinished.glob(f"{identity}-*")]
+
+
+def _remove(folder: Path, *, delivered: bool = False) -> None:
+    """Remove a scratch folder that no process holds, if nothing in it is still to be delivered."""
+    scratch = Scratch.reclaim(folder) if not is_live(folder) else None
     if scratch is None:
         return
     events = scratch.events()
-    if events and events[-1].get("status") == "FINISHED":
+    if not delivered and events and events[-1].get("status") == "FINISHED":
         scratch.release()
     else:
         scratch.remove()

@@ -8,15 +8,15 @@ exactly what can be resumed or sent.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 LOCK, JOURNAL = "lock", "journal.jsonl"
 # Looking whether a lock is held takes it for a moment.
@@ -35,7 +35,7 @@ class Scratch:
         temporary: Where libraries may put what they need for a moment.
     """
 
-    def __init__(self, folder: Path, lock: FileLock) -> None:
+    def __init__(self, folder: Path, lock: int) -> None:
         self.folder = folder
         self.files = folder / "files"
         self.checkpoints = folder / "checkpoints"
@@ -59,14 +59,13 @@ class Scratch:
         while True:
             folder = root / (identity if number == 1 else f"{identity}-{number}")
             try:
-                folder.mkdir()
+                # Private, as a store's address may hold a password.
+                folder.mkdir(mode=0o700)
             except FileExistsError:
                 number += 1
                 continue
-            lock = FileLock(folder / LOCK)
-            try:
-                lock.acquire(timeout=PROBE_SECONDS)
-            except Timeout:
+            lock = _lock(folder)
+            if lock is None:
                 number += 1
                 continue
             return cls(folder, lock)
@@ -74,14 +73,12 @@ class Scratch:
     @classmethod
     def reclaim(cls, folder: Path) -> Scratch | None:
         """Take over a folder that its process has left; None if that process is alive."""
-        if not folder.is_dir():
+        lock = _lock(folder)
+        if lock is None:
             return None
-        lock = FileLock(folder / LOCK)
-        try:
-            lock.acquire(timeout=PROBE_SECONDS)
-        except Timeout:
-            return None
-        return cls(folder, lock)
+        scratch = cls(folder, lock)
+        _end_torn_line(folder / JOURNAL)
+        return scratch
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Write an event at the end of the journal; it outlives this process from then on.
@@ -100,7 +97,7 @@ class Scratch:
     def release(self) -> None:
         """Leave the folder for a later process to go on from."""
         shutil.rmtree(self.temporary, ignore_errors=True)
-        self._lock.release()
+        self._unlock()
 
     def remove(self) -> None:
         """Remove the folder: there is nothing left to do."""
@@ -109,15 +106,20 @@ class Scratch:
         try:
             self.folder.rename(gone)
         except FileNotFoundError:
-            return
-        self._lock.release()
+            gone = self.folder
         shutil.rmtree(gone, ignore_errors=True)
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
 
 def read_journal(folder: Path) -> list[Event]:
-    """Return a scratch folder's journal, without a last line that was torn."""
+    """Return a scratch folder's journal, without lines that were torn by a process's end."""
     try:
-        lines = (folder / JOURNAL).read_text().splitlines(keepends=True)
+        lines = (folder / JOURNAL).read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return []
     events = []
@@ -125,29 +127,73 @@ def read_journal(folder: Path) -> list[Event]:
         try:
             events.append(json.loads(line))
         except ValueError:
-            # A later process has gone on behind a torn line, or this is the last one.
             continue
-    return events
+    return [event for event in events if isinstance(event, dict) and "kind" in event]
 
 
 def abandoned(root: Path) -> list[Path]:
-    """Return the scratch folders whose processes are gone, and clear away half-removed ones."""
+    """Return the scratch folders whose processes are gone."""
     if not root.is_dir():
         return []
-    found = []
-    for folder in sorted(root.iterdir()):
-        if folder.name.startswith("."):
-            shutil.rmtree(folder, ignore_errors=True)
-        elif folder.is_dir() and not is_live(folder):
-            found.append(folder)
-    return found
+    folders = (folder for folder in sorted(root.iterdir()) if not folder.name.startswith("."))
+    return [folder for folder in folders if folder.is_dir() and not is_live(folder)]
+
+
+def clear_half_removed(root: Path) -> None:
+    """Remove what is left of scratch folders whose removal was itself cut short."""
+    for folder in root.glob(".*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_live(folder: Path) -> bool:
     """Return whether the process that claimed a scratch folder still holds its lock."""
-    lock = FileLock(folder / LOCK)
     try:
-        with lock.acquire(timeout=0):
-            return False
-    except Timeout:
+        handle = os.open(folder / LOCK, os.O_RDWR)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        # Shared, so that several may look at once.
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def _lock(folder: Path) -> int | None:
+    """Take a folder's lock; None if another process holds it, or the folder is gone.
+
+    A library's lock would make a folder that another process has just removed anew.
+    """
+    file = folder / LOCK
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    deadline = time.monotonic() + PROBE_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.01)
+                continue
+        else:
+            # Its holder may have removed the folder just before it let go.
+            if file.exists() and os.path.samestat(os.fstat(handle), file.stat()):
+                return handle
+        os.close(handle)
+        return None
+
+
+def _end_torn_line(journal: Path) -> None:
+    """Close a last line that was torn, lest the next event be lost with it."""
+    try:
+        with journal.open("rb+") as stream:
+            if stream.seek(0, os.SEEK_END):
+                stream.seek(-1, os.SEEK_END)
+                if stream.read(1) != b"\n":
+                    stream.write(b"\n")
+    except FileNotFoundError:
+        pass

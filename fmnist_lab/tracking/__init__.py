@@ -4,7 +4,7 @@ A `Run` does its writing on one thread of its own, in order, so that MLflow's im
 and its files cost the training nothing. MLflow is imported there, after TensorFlow.
 """
 
-from fmnist_lab.tracking.heal import Healed, Sent, heal, sync
+from fmnist_lab.tracking.heal import Healed, Sent, awaited, heal, sync
 from fmnist_lab.tracking.links import compared, links
 from fmnist_lab.tracking.query import (
     Found,
@@ -22,7 +22,7 @@ from fmnist_lab.tracking.query import (
 )
 from fmnist_lab.tracking.reading import facts, load_model, origin, read_file
 from fmnist_lab.tracking.run import Run, start
-from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, REMOTE_SCHEMES, Store
+from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, REMOTE_SCHEMES, Store, asking
 from fmnist_lab.tracking.sweeps import Progress, SweepRun
 
 __all__ = [
@@ -36,6 +36,8 @@ __all__ = [
     "Sent",
     "Store",
     "SweepRun",
+    "asking",
+    "awaited",
     "compared",
     "curves",
     "end",

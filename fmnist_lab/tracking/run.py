@@ -26,7 +26,7 @@ from fmnist_lab.errors import UserError
 from fmnist_lab.scratch import Event, Scratch
 from fmnist_lab.tracking.delivery import Delivery, describe, is_outage, reason, reopen
 from fmnist_lab.tracking.heal import heal
-from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, Store, asking, client_of
+from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, Store, asking
 
 if TYPE_CHECKING:
     import keras
@@ -78,21 +78,21 @@ class Run:
     def _open(self, store: Store, experiment: str, tags: dict[str, str], run_id: str) -> None:
         assert self.scratch is not None
         self.experiment_id = store.open(experiment)
-        if run_id:
-            reopen(store, run_id)
-        else:
-            tags["scratch"] = str(self.scratch.folder)
-            with asking(store):
-                run_id = (
-                    client_of(store)
-                    .create_run(self.experiment_id, tags=tags, run_name=self.name)
-                    .info.run_id
-                )
-        self.scratch.append({"kind": "run", "id": run_id, "store": store.uri})
+        with asking(store) as client:
+            if run_id:
+                reopen(store, run_id)
+            else:
+                tags["scratch"] = str(self.scratch.folder)
+                made = client.create_run(self.experiment_id, tags=tags, run_name=self.name)
+                run_id = made.info.run_id
+        opened = {"kind": "run", "id": run_id, "name": self.name, "store": store.uri}
+        self.scratch.append(opened)
         self._delivery = Delivery(store, run_id, self.scratch.files, again=bool(self._backlog))
         self.id = run_id
         self._flush()
-        heal(store)
+        # A courtesy to others, which is not to harm this run.
+        with suppress(Exception):
+            heal(store)
 
     @property
     def store_name(self) -> str:
@@ -280,6 +280,7 @@ class Run:
                     self._delivery.again = True
                     return
                 self._refused.append(error)
+            self._retry_at = 0.0
             self._backlog.popleft()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -133,6 +134,9 @@ class Store:
     def _create_database(database: Path, artifacts: Path) -> None:
         from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+        for left in artifacts.glob(".new-*"):
+            # By a process that was killed in here; the lock is ours.
+            shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=artifacts, prefix=".new-") as folder:
             half_made = Path(folder) / "mlflow.db"
             store = SqlAlchemyStore(f"sqlite:///{quote(str(half_made))}", artifacts.as_uri())

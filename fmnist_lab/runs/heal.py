@@ -1,0 +1,26 @@
+"""`heal`: runs that look alive but are not."""
+
+from __future__ import annotations
+
+from fmnist_lab import tracking
+from fmnist_lab.errors import reported
+
+
+def heal(*, store: str | None = None) -> None:
+    """Mark runs as KILLED whose process is gone, and print the commands that go on with them.
+
+    A run's process holds a lock on this machine for as long as it lives, whatever ends it. Runs of
+    other machines are left alone; every new run heals those before it as well.
+
+    Args:
+        store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
+    """
+    with reported():
+        place = tracking.Store.locate(store, for_writing=False)
+        healed = tracking.heal(place)
+        for run in healed:
+            print(f"Run '{run.name}', id {run.run_id}, had lost its process; it is KILLED now.")
+            if run.command:
+                print(f"To go on with it:\n  {run.command}")
+        if not healed:
+            print("Nothing to heal: no run of this machine is RUNNING without its process.")

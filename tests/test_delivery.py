@@ -1,0 +1,443 @@
+"""From the journal into the store: once, in order, later if the store is away; and what heals."""
+
+import http.server
+import shutil
+import socket
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmnist_lab import tracking
+from fmnist_lab.errors import UserError
+from fmnist_lab.runs.__main__ import app
+from fmnist_lab.scratch import Scratch
+from fmnist_lab.tracking import Store
+from fmnist_lab.tracking import run as run_module
+from fmnist_lab.tracking.delivery import Delivery, describe, is_outage
+
+EXPERIMENT = "fmnist_lab"
+EVENTS = [
+    {"kind": "params", "values": {"seed": "0", "model": "mlp"}},
+    {"kind": "tags", "values": {"data.digest": "d" * 64}},
+    {"kind": "metrics", "step": 1, "time": 1000, "values": {"b/test": 0.5, "a/test": 0.25}},
+    {"kind": "metrics", "step": 2, "time": 2000, "values": {"b/test": 0.75, "a/test": 0.5}},
+    {
+        "kind": "dataset",
+        "name": "images",
+        "digest": "d" * 64,
+        "source": "cache",
+        **describe(np.zeros((3, 28, 28), np.uint8)),
+    },
+    {"kind": "file", "name": "notes.txt"},
+    {"kind": "end", "status": "FINISHED", "time": 3000},
+]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    found = Store.locate(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+    found.open(EXPERIMENT)
+    return found
+
+
+@pytest.fixture(scope="module")
+def client(store):
+    from mlflow import MlflowClient
+
+    return MlflowClient(store.uri)
+
+
+@pytest.fixture
+def new_run(client, store):
+    """Make a run in the store, as a process does that then goes away."""
+
+    def make(scratch: Scratch | None = None, /, **tags: str) -> str:
+        place = client.get_experiment_by_name(EXPERIMENT).experiment_id
+        if scratch is not None:
+            tags |= {"scratch": str(scratch.folder), "host": socket.gethostname()}
+        return client.create_run(place, tags=tags).info.run_id
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left(store):
+    yield
+    for folder in store.unfinished.glob("*"):
+        shutil.rmtree(folder)
+
+
+def histories(client, run_id: str) -> dict[str, list[tuple[int, int, float]]]:
+    return {
+        name: [(p.step, p.timestamp, p.value) for p in client.get_metric_history(run_id, name)]
+        for name in ("b/test", "a/test")
+    }
+
+
+EXPECTED = {
+    "b/test": [(1, 1000, 0.5), (2, 2000, 0.75)],
+    "a/test": [(1, 1000, 0.25), (2, 2000, 0.5)],
+}
+
+
+def check_delivered(client, run_id: str) -> None:
+    found = client.get_run(run_id)
+    assert found.info.status == "FINISHED"
+    assert found.info.end_time == 3000
+    assert found.data.params == {"seed": "0", "model": "mlp"}
+    assert found.data.tags["data.digest"] == "d" * 64
+    assert histories(client, run_id) == EXPECTED
+    assert [each.dataset.name for each in found.inputs.dataset_inputs] == ["images"]
+    assert [each.path for each in client.list_artifacts(run_id)] == ["notes.txt"]
+
+
+def test_what_is_delivered_again_is_not_doubled(store, client, new_run, tmp_path):
+    run_id = new_run()
+    for text in ("first", "second"):
+        (tmp_path / "notes.txt").write_text(text)
+        delivery = Delivery(store, run_id, tmp_path, again=True)
+        for event in EVENTS:
+            delivery.deliver(event)
+    check_delivered(client, run_id)
+    assert Path(client.download_artifacts(run_id, "notes.txt")).read_text() == "second"
+
+
+def test_of_a_model_that_was_delivered_halfway_one_is_left(
+    store, client, new_run, backend, tmp_path, monkeypatch
+):
+    import keras
+    import mlflow.keras
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    model.save(tmp_path / "model.keras")
+    event = {"kind": "model", "file": "model.keras", "class_names": ["a", "b"]}
+    run_id = new_run()
+    delivery = Delivery(store, run_id, tmp_path, again=True)
+    with monkeypatch.context() as patch:
+
+        def broken(*_: object, **__: object) -> None:
+            raise ConnectionError("gone")
+
+        patch.setattr(mlflow.keras, "save_model", broken)
+        with pytest.raises(ConnectionError):
+            delivery.deliver(event, model)
+    delivery.deliver(event, model)
+    delivery.deliver(event)
+    found = client.search_logged_models(
+        [client.get_run(run_id).info.experiment_id], f"source_run_id = '{run_id}'"
+    )
+    assert [each.status for each in found] == ["READY"]
+    loaded, names = tracking.load_model(f"runs:/{run_id}/model", store)
+    assert names == ("a", "b")
+    np.testing.assert_array_equal(loaded.get_weights()[0], model.get_weights()[0])
+    folder = store.artifacts / EXPERIMENT / "models"
+    assert [each.name for each in folder.iterdir()] == [found[0].model_id]
+
+
+# A store that goes away
+
+
+class Outage:
+    """Between a run and its store: while it lasts, nothing is taken."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.on = False
+        self.asked = 0
+        deliver = Delivery.deliver
+
+        def interrupted(delivery, *event):
+            self.asked += 1
+            if self.on:
+                raise ConnectionError("connection refused")
+            deliver(delivery, *event)
+
+        monkeypatch.setattr(Delivery, "deliver", interrupted)
+        monkeypatch.setattr(run_module, "PATIENCE_SECONDS", 0.1)
+
+
+@pytest.fixture
+def outage(monkeypatch) -> Outage:
+    return Outage(monkeypatch)
+
+
+def write(run: tracking.Run, steps: range) -> None:
+    for step in steps:
+        run.metrics({"loss": step / 8}, step=step)
+
+
+def losses(client, run_id: str) -> list[tuple[int, float]]:
+    return [(point.step, point.value) for point in client.get_metric_history(run_id, "loss")]
+
+
+def test_what_a_store_has_missed_is_delivered_when_it_is_back(store, client, outage):
+    with tracking.start(store, EXPERIMENT, "x", {}) as run:
+        run.wait_until_open()
+        write(run, range(1, 3))
+        outage.on = True
+        write(run, range(3, 200))
+        run.text("kept", "notes.txt")
+        run._writer.submit(lambda: None).result()
+        assert run.waiting
+        assert "connection refused" in run.outage
+        # It is not asked anew for each event.
+        assert outage.asked < 20
+        outage.on = False
+    assert not run.waiting
+    assert client.get_run(run.id).info.status == "FINISHED"
+    assert losses(client, run.id) == [(step, step / 8) for step in range(1, 200)]
+    assert [each.path for each in client.list_artifacts(run.id)] == ["notes.txt"]
+    assert list(store.unfinished.iterdir()) == []
+
+
+def test_what_a_store_never_took_is_sent_by_sync(store, client, outage):
+    with tracking.start(store, EXPERIMENT, "x", {}) as run:
+        run.wait_until_open()
+        outage.on = True
+        write(run, range(1, 5))
+        run.text("kept", "notes.txt")
+    assert run.waiting
+    assert client.get_run(run.id).info.status == "RUNNING"
+    (folder,) = store.unfinished.iterdir()
+    (tried,) = tracking.sync(store)
+    assert (tried.run_id, tried.status) == (run.id, "FINISHED")
+    assert "connection refused" in tried.problem
+    assert folder.exists()
+    outage.on = False
+    (sent,) = tracking.sync(store)
+    assert (sent.run_id, sent.status, sent.problem) == (run.id, "FINISHED", "")
+    assert client.get_run(run.id).info.status == "FINISHED"
+    assert losses(client, run.id) == [(step, step / 8) for step in range(1, 5)]
+    assert not folder.exists()
+    assert tracking.sync(store) == []
+
+
+def test_what_the_store_refuses_is_told_and_takes_nothing_along(store, client):
+    def contradict(run: tracking.Run) -> None:
+        run.params({"seed": 1})
+        run.params({"seed": 2})
+        write(run, range(1, 3))
+
+    started = tracking.start(store, EXPERIMENT, "x", {})
+    run = started.__enter__()
+    contradict(run)
+    with pytest.raises(UserError) as caught:
+        started.__exit__(None, None, None)
+    assert str(caught.value).startswith(f"run {run.id} is incomplete, the store {store.uri} ")
+    assert "seed" in str(caught.value)
+    assert client.get_run(run.id).info.status == "FAILED"
+    assert losses(client, run.id) == [(1, 1 / 8), (2, 2 / 8)]
+
+
+def journalled(store: Store, run_id: str, events=EVENTS, uri: str = "") -> Scratch:
+    scratch = Scratch.claim(store.unfinished, "id")
+    scratch.append({"kind": "run", "id": run_id, "store": uri or store.uri})
+    for event in events:
+        scratch.append(event)
+    (scratch.files / "notes.txt").write_text("x")
+    return scratch
+
+
+def test_sync_takes_what_is_its_own_and_lies_idle(store, client, new_run):
+    first, second, third = (new_run() for _ in range(3))
+    finished = journalled(store, first)
+    elsewhere = journalled(store, second, uri="http://127.0.0.1:1")
+    live = journalled(store, third)
+    for each in (finished, elsewhere):
+        each.release()
+    assert [each.run_id for each in tracking.sync(store)] == [first]
+    check_delivered(client, first)
+    assert not finished.folder.exists()
+    assert elsewhere.folder.exists()
+    assert histories(client, third) == {"b/test": [], "a/test": []}
+    live.release()
+
+
+def test_sync_sends_what_an_interrupted_run_has_and_leaves_it_to_be_resumed(store, client, new_run):
+    run_id = new_run()
+    scratch = journalled(store, run_id, EVENTS[:-1])
+    scratch.release()
+    for _ in range(2):
+        (sent,) = tracking.sync(store)
+        assert (sent.events, sent.status, sent.problem) == (len(EVENTS) - 1, "", "")
+    assert histories(client, run_id) == EXPECTED
+    assert scratch.folder.exists()
+
+
+# Runs whose process is gone
+
+
+def test_only_runs_whose_process_is_gone_are_healed(store, client, new_run, tmp_path):
+    gone, live, unknown = (Scratch.claim(store.unfinished, "id") for _ in range(3))
+    runs = {
+        "gone": new_run(gone, name="gone"),
+        "live": new_run(live),
+        "of another machine": new_run(scratch=str(gone.folder), host="elsewhere"),
+        "without a folder": new_run(unknown),
+        "of another tool": new_run(),
+    }
+    gone.release()
+    unknown.remove()
+    before = int(time.time() * 1000)
+    (healed,) = tracking.heal(store)
+    assert (healed.run_id, healed.scratch) == (runs["gone"], gone.folder)
+    assert healed.command == ""
+    states = {name: client.get_run(run_id).info for name, run_id in runs.items()}
+    assert {name for name, info in states.items() if info.status == "KILLED"} == {"gone"}
+    assert states["gone"].end_time >= before
+    assert tracking.heal(store) == []
+    assert gone.folder.exists()
+    live.release()
+
+
+def test_the_next_run_heals_those_before(store, client, new_run):
+    gone = Scratch.claim(store.unfinished, "id")
+    run_id = new_run(gone)
+    gone.release()
+    with tracking.start(store, EXPERIMENT, "x", {}):
+        pass
+    assert client.get_run(run_id).info.status == "KILLED"
+
+
+# The verbs
+
+
+@pytest.fixture
+def say(store, capsys):
+    """Call a verb of `runs` and return what it printed."""
+
+    def call(*words: str, code: int = 0) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app(list(words))
+        said = capsys.readouterr()
+        assert (ended.value.code or 0) == code, said.out + said.err
+        return said.err if code == 2 else said.out
+
+    return call
+
+
+def test_heal_says_which_run_it_was_and_how_to_go_on(say, store, new_run):
+    gone = Scratch.claim(store.unfinished, "id")
+    run_id = new_run(gone, **{"mlflow.source.name": "python -m fmnist_lab.run seed=3"})
+    gone.release()
+    said = say("heal", "--store", store.uri)
+    assert run_id in said
+    assert "KILLED" in said
+    assert said.splitlines()[-1] == "  python -m fmnist_lab.run seed=3 resume=true"
+    assert say("heal", "--store", store.uri).startswith("Nothing to heal")
+
+
+def test_sync_says_what_it_has_sent(say, store, client, new_run):
+    first, second = new_run(), new_run()
+    finished, interrupted = journalled(store, first), journalled(store, second, EVENTS[:-1])
+    for each in (finished, interrupted):
+        each.release()
+    said = say("sync", "--store", store.uri).splitlines()
+    assert len(said) == 2
+    assert said[0].endswith(f"id {first}: 7 events sent to {store.uri}; it is complete.")
+    assert "resume=true" in said[1]
+    check_delivered(client, first)
+    interrupted.release()
+
+
+def test_sync_finds_the_stores_that_are_waited_for(say, store, client, new_run, monkeypatch):
+    run_id = new_run()
+    journalled(store, run_id).release()
+    monkeypatch.chdir(store.artifacts.parent)
+    said = say("sync")
+    assert run_id in said
+    check_delivered(client, run_id)
+    assert say("sync").startswith("Nothing to send: no run waits in ")
+
+
+def test_sync_of_a_store_that_stays_away_fails_and_keeps_everything(say, store, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.chdir(store.artifacts.parent)
+    away = "http://127.0.0.1:1"
+    scratch = journalled(store, "f" * 32, uri=away)
+    scratch.release()
+    for words in ([], ["--store", away]):
+        said = say("sync", *words, code=1)
+        assert f"0 events sent to {away}; the rest waits" in said
+    assert len(scratch.events()) == 1 + len(EVENTS)
+
+
+@pytest.mark.parametrize("verb", ["heal", "sync"])
+def test_where_there_is_no_store_nothing_is_made(say, verb, tmp_path):
+    said = say(verb, "--store", f"sqlite:///{tmp_path}/mlflow.db", code=2)
+    assert said.startswith("error: no runs: ")
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_server_out_of_reach_is_one_line(say, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    said = say("heal", "--store", "http://127.0.0.1:1", code=2)
+    assert said.startswith("error: the store http://127.0.0.1:1 cannot be used: ")
+    assert said.count("\n") == 1
+
+
+# What counts as a store that may be back
+
+
+@pytest.fixture
+def answering(monkeypatch):
+    """A server on loopback that gives one answer to everything."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    servers = []
+
+    def make(status: int, body: str) -> Store:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                if not status:
+                    time.sleep(3)  # longer than anyone waits
+                    return
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return Store.locate(f"http://127.0.0.1:{server.server_port}")
+
+    yield make
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+NO_RUN = '{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such run"}'
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "outage"),
+    [
+        (0, "", True),
+        (500, "<html>trouble</html>", True),
+        (500, '{"error_code": "INTERNAL_ERROR", "message": "trouble"}', True),
+        (502, "", True),
+        (503, "", True),
+        (504, "", True),
+        (429, "", True),
+        (400, '{"error_code": "INVALID_PARAMETER_VALUE", "message": "too long"}', False),
+        (404, NO_RUN, False),
+        (403, "", False),
+    ],
+)
+def test_a_server_in_trouble_is_asked_again_and_a_refusal_is_one(
+    answering, tmp_path, status, body, outage
+):
+    delivery = Delivery(answering(status, body), "f" * 32, tmp_path, again=False)
+    with pytest.raises(Exception) as caught:  # noqa: PT011
+        delivery.deliver(EVENTS[2])
+    assert is_outage(caught.value) == outage, caught.value

@@ -1,0 +1,226 @@
+"""`runs reproduce`: a run made again from the store and compared, and nothing of it trusted."""
+
+import copy
+import functools
+import re
+
+import pytest
+from conftest import QUICK
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from fmnist_lab import config, jobs
+from fmnist_lab.errors import UserError
+from fmnist_lab.runs import reproduce as verb
+from fmnist_lab.runs.__main__ import app
+from fmnist_lab.tracking import Found, Store
+
+OLD = Found("f" * 32, "h1", "fmnist_lab", "1", "train")
+STORE = Store.locate("sqlite:////nowhere/mlflow.db", for_writing=False)
+
+
+def values(*overrides: str) -> dict:
+    """A config as a run keeps it."""
+    return copy.deepcopy(_composed(overrides))
+
+
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> dict:
+    with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
+        found = compose("config", list(overrides))
+    checked = config.validate(OmegaConf.to_container(found, resolve=True))
+    return checked.to_dict()
+
+
+def rebuilt(kept: dict | str, *allowed: str, old: Found = OLD) -> config.Config:
+    text = kept if isinstance(kept, str) else OmegaConf.to_yaml(OmegaConf.create(kept))
+    return verb.rebuild(STORE, old, text.encode(), allowed)
+
+
+def refusal(kept: dict | str, *allowed: str, old: Found = OLD) -> str:
+    with pytest.raises(UserError) as caught:
+        rebuilt(kept, *allowed, old=old)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# The config
+
+
+def test_the_config_is_the_runs_but_for_where_it_writes():
+    kept = values(
+        *("model.hidden_units=[3,4]", "optimizer=sgd", "seed=7", "name=x", "resume=true"),
+        *("data.cache_dir=/elsewhere", "tracking.uri=sqlite:////elsewhere/x.db"),
+        *("callbacks=early_stopping", "data.validation_fraction=0.1", "schedule=one_cycle"),
+    )
+    found = rebuilt(kept)
+    assert found.identity() == config.validate(kept).identity()
+    assert (found.tracking.uri, found.tracking.experiment) == (STORE.uri, "fmnist_lab")
+    assert (found.data.cache_dir, found.resume, found.name) == (None, False, "h1 again")
+
+
+EVIL = [
+    *("os.system", "builtins.eval", "own.model", "fmnist_lab_evil.models.mlp", "keras.models.os"),
+    *("fmnist_lab.models.os.system", "keras.src.utils.file_utils.os.system", "fmnist_lab.run.main"),
+    *("keras.callbacks.CSVLogger", "keras.callbacks.ModelCheckpoint", "keras.utils.get_file"),
+    *("keras.saving.load_model", "keras.optimizers.deserialize", "fmnist_lab.sources.find"),
+]
+GROUPS = ["model", "optimizer", "schedule", "callbacks.early_stopping", "callbacks.x", "model.deep"]
+
+
+@pytest.mark.parametrize("key", GROUPS)
+def test_nothing_else_than_what_is_trusted_is_built(key):
+    for target in EVIL:
+        kept = OmegaConf.create(values())
+        OmegaConf.update(kept, key, {"_target_": target}, force_add=True)
+        said = refusal(OmegaConf.to_container(kept))
+        assert f"{key}._target_={target}" in said
+        assert f"--allow {target}" in said
+
+
+def test_what_the_user_allows_is_built():
+    kept = values("model._target_=own.model", "model.dropout=0.5")
+    assert "own.model" in refusal(kept, "own.mode", "own")
+    assert rebuilt(kept, "own.model").model.target == "own.model"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "cannot be read"),
+        ("a: !!python/object/apply:os.getcwd []", "cannot be read"),
+        ("\0", "cannot be read"),
+        ("- a", "is no config"),
+        ("data: 3", "is no config"),
+        ("data: {}", "does not fit this version"),
+    ],
+)
+def test_a_config_that_was_damaged_is_refused(text, reason):
+    assert reason in refusal(text)
+
+
+def test_a_config_of_another_version_is_refused():
+    said = refusal(values() | {"later": 1})
+    assert "does not fit this version of fmnist_lab: later: unknown key" in said
+
+
+def test_a_config_asks_nothing_of_this_machine():
+    kept = values() | {"seed": 3}
+    kept["data"]["dir"] = "${oc.env:HOME}"
+    kept["model"]["activation"] = "${oc.env:HOME}"
+    assert "'${oc.env:HOME}'" in refusal(kept)
+    kept["model"]["activation"] = "relu"
+    assert rebuilt(kept).data.dir == "${oc.env:HOME}"
+
+
+@pytest.mark.parametrize(("job", "said"), [("", "was not made by"), ("sweep", "job=sweep")])
+def test_what_has_not_trained_is_refused(job, said):
+    assert said in refusal(values(), old=Found(OLD.run_id, "h1", "fmnist_lab", "1", job))
+
+
+@pytest.mark.parametrize(
+    ("configured", "wanted", "recorded", "expected"),
+    [
+        (None, None, "2", None),  # this machine's default is what it had
+        (None, None, "1", 1),
+        (1, None, "1", 1),
+        (None, None, "64", None),  # more than there are here
+        (64, None, "64", 64),  # which the training then refuses
+        (None, None, "", None),
+        (1, 2, "1", 2),
+        (None, 1, "2", 1),
+    ],
+)
+def test_threads_are_those_of_the_run_if_they_are_here(
+    monkeypatch, configured, wanted, recorded, expected
+):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    asked = rebuilt(values(*([f"trainer.threads={configured}"] if configured else [])))
+    assert verb.with_threads(asked, wanted, recorded).trainer.threads == expected
+
+
+# Training again
+
+
+@pytest.fixture(scope="module")
+def store(backend, real_data, tmp_path_factory) -> Store:
+    """A store with one run."""
+    folder = tmp_path_factory.mktemp("store")
+    found = Store.locate(f"sqlite:///{folder}/mlflow.db")
+    jobs.train(config.validate(values(*QUICK, f"tracking.uri={found.uri}", "name=first")))
+    return found
+
+
+@pytest.fixture(scope="module")
+def client(store):
+    from mlflow import MlflowClient
+
+    return MlflowClient(store.uri)
+
+
+@pytest.fixture
+def say(store, capsys):
+    """Reproduce the first run and return what was said."""
+
+    def call(*words: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as ended:
+            app(["reproduce", "first", "--store", store.uri, *words])
+        said = capsys.readouterr()
+        assert (ended.value.code or 0) == code, said.out + said.err
+        return said.err if code == 2 else said.out
+
+    return call
+
+
+def runs(client) -> list:
+    """The runs, the newest first."""
+    place = client.get_experiment_by_name("fmnist_lab").experiment_id
+    return client.search_runs([place])
+
+
+def test_a_run_is_reproduced_to_the_last_bit(say, client):
+    said = say()
+    new, old = runs(client)
+    assert "Identical to run 'first': " in said
+    for name in ("Keras", "threads", "hardware"):
+        assert not re.search(f"^{name} ", said, re.M)
+    assert new.data.tags["reproduces"] == old.info.run_id
+    assert new.info.run_name == "first again"
+    assert new.data.params == old.data.params
+    assert new.data.tags["config.hash"] == old.data.tags["config.hash"]
+    for name in ("accuracy/test", "loss/fit"):
+        before, after = (client.get_metric_history(each.info.run_id, name) for each in (old, new))
+        assert [point.value for point in before] == [point.value for point in after]
+
+
+def test_what_differs_and_by_how_much_is_told(say, client):
+    """The seed that the store has is another one, as is the code."""
+    old = runs(client)[-1].info.run_id
+    kept = client.download_artifacts(old, "config.yaml")
+    before = OmegaConf.load(kept)
+    tags = client.get_run(old).data.tags
+    try:
+        client.log_text(old, OmegaConf.to_yaml(OmegaConf.merge(before, {"seed": 1})), "config.yaml")
+        client.set_tag(old, "mlflow.source.git.commit", "0" * 40)
+        client.set_tag(old, "version.keras", "3.0.0")
+        said = say(code=1)
+    finally:
+        client.log_text(old, OmegaConf.to_yaml(before), "config.yaml")
+        client.set_tag(old, "version.keras", tags["version.keras"])
+        client.set_tag(
+            old, "mlflow.source.git.commit", tags.get("mlflow.source.git.commit", "none")
+        )
+    assert re.search(r"^code commit +0{12} +\S+ *$", said, re.M)
+    assert re.search(rf"^Keras +3\.0\.0 +{re.escape(tags['version.keras'])} *$", said, re.M)
+    assert f"Not identical to run 'first', id {old}:" in said
+    assert re.search(r"^loss/test +\d\.[\de-]+ +[12] *$", said, re.M)
+    assert re.search(r"^weights +\d\.[\de-]+", said, re.M)
+    assert re.search(r"^predicted labels +\d+ of 500", said, re.M)
+    assert "images_per_second" not in said
+
+
+def test_a_run_that_is_not_there_is_one_line(store, capsys):
+    with pytest.raises(SystemExit) as ended:
+        app(["reproduce", "nobody", "--store", store.uri])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: received 'nobody', which is no run in")
