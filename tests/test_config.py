@@ -286,12 +286,14 @@ def test_every_option_composes_into_a_valid_config(door, monkeypatch, group, opt
     needed = {
         "job": ["model_uri=somewhere"] if option == "evaluate" else [],
         "callbacks": ["data.validation_fraction=0.1"],
+        "regularisation": ["experiment=regularisation"],
     }
     asked = door.config(f"{group}={option}", *needed.get(group, []))
     values = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
     values.pop("defaults", None)
     values.pop("hydra", None)  # how to sweep it, which is no part of a run
-    chosen = asked.to_dict() if group in ("debug", "experiment") else asked.to_dict()[group]
+    whole = group in ("debug", "experiment", "regularisation")
+    chosen = asked.to_dict() if whole else asked.to_dict()[group]
     for key, value in values.items():
         if isinstance(value, dict):
             assert chosen[key].items() >= value.items()
