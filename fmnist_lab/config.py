@@ -298,6 +298,7 @@ class Trainer(Section):
         Literal["float32", "bfloat16"], Field(description="one of float32, bfloat16")
     ]
     label_smoothing: Share = Field(examples=[0.1])
+    evaluate_every: Count = Field(examples=[1])
 
 
 class Tracking(Section):

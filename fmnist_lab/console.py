@@ -225,9 +225,13 @@ class TrainingDisplay:
         """Print a finished epoch."""
         self.seconds += epoch.seconds
         self.seen += epoch.images
-        self.console.print(
-            f"{f'{epoch.number}/{self.epochs}':>7}{epoch.loss:9.4f}{epoch.accuracy:10.4f}"
+        evaluated = (
             f"{metrics['accuracy/test']:15.4f}{metrics['accuracy/gap']:+9.4f}"
+            if "accuracy/test" in metrics
+            else " " * 24
+        )
+        self.console.print(
+            f"{f'{epoch.number}/{self.epochs}':>7}{epoch.loss:9.4f}{epoch.accuracy:10.4f}{evaluated}"
             f"{epoch.images / epoch.seconds:11,.0f}"
             f"{duration(self._left(epoch.number * self.images)):>12}"
         )

@@ -125,9 +125,12 @@ def train(
                 on_progress=advance,
             )
             for epoch in () if over else trained:
-                probabilities = results.predict(model, dataset)
+                measured: dict[str, float] = {}
+                if epoch.last or epoch.number % config.trainer.evaluate_every == 0:
+                    probabilities = results.predict(model, dataset)
+                    measured = results.metrics(probabilities, dataset)
                 metrics = {
-                    **results.metrics(probabilities, dataset),
+                    **measured,
                     "accuracy/fit": epoch.accuracy,
                     "loss/fit": epoch.loss,
                     "learning_rate": epoch.learning_rate,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -106,6 +107,7 @@ def draw_curves(run: tracking.Run, history: Sequence[Mapping[str, float]]) -> No
     """Draw how the metrics of each epoch, from the first, have come along."""
     from fmnist_lab import plots
 
-    curves = {name: [epoch[name] for epoch in history] for name in history[0]}
+    # Not every epoch need have been evaluated; the last one has.
+    curves = {name: [epoch.get(name, math.nan) for epoch in history] for name in history[-1]}
     curves["epoch"] = list(range(1, len(history) + 1))
     run.figure("learning_curves.png", plots.learning_curves, curves)

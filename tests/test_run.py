@@ -1107,6 +1107,16 @@ def test_other_choices_run_as_well(doors, tmp_path, overrides, optimizer, name):
     assert ("accuracy/validation" in found.data.metrics) == validated
 
 
+def test_not_every_epoch_need_be_evaluated(doors, tmp_path):
+    process = doors("run", tmp_path, *QUICK[:2], "trainer.epochs=5", "trainer.evaluate_every=2")
+    assert process.code == 0, process.err
+    store = Tracked(tmp_path)
+    for name, epochs in (("accuracy/test", [2, 4, 5]), ("accuracy/fit", [1, 2, 3, 4, 5])):
+        assert [step for step, _ in store.history(store.one(), name)] == epochs
+    gaps = [line for line in process.out.splitlines() if re.match(r" +\d/5 .*[+-]0\.", line)]
+    assert [line.split()[0] for line in gaps] == ["2/5", "4/5", "5/5"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
