@@ -129,7 +129,7 @@ def _chart(note: str, x: str, y: str) -> Any:
             "legend": {"title": {"font": {"size": 13}}, "font": {"size": 13}},
             "hoverlabel": {"bgcolor": "white", "font": {"family": _FONTS}},
             "xaxis": axis | {"title": {"text": x}},
-            "yaxis": axis | {"title": {"text": y}},
+            "yaxis": axis | {"title": {"text": y, "standoff": 14}},
         }
     )
 
@@ -267,6 +267,8 @@ def _gap_lines(points: pd.DataFrame, group: Sequence[str]) -> Any:
     names = short_names(group)
     chart.update_layout(legend_title_text=", ".join(names.values()), yaxis_rangemode="tozero")
     chart.update_layout(legend_traceorder="reversed")
+    if points["epoch"].max() <= study_plots.MOST_GROUPS:
+        chart.update_xaxes(dtick=1)  # Else there would be ticks at half epochs.
     return chart
 
 

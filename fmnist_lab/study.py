@@ -469,7 +469,7 @@ def _growth(study: Study) -> list[str]:
             continue
         short = short_names(study.parameters)[name]
         words = found.sentence(
-            f"{short} {shown(levels[-1])}", f"{short} {shown(levels[0])}", "accuracy/gap"
+            f"{short} {shown(levels[-1])}", f"{short} {shown(levels[0])}", "accuracy gap"
         )
         rest = [other for other in study.parameters if other != name]
         sentences.append((f"With {_named(last, rest)}: " if rest else "") + f"{words}.")

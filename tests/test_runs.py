@@ -176,6 +176,7 @@ def test_links_to_a_sweep_show_its_runs_and_compare_them(made):
     assert list(shown) == [
         "charts of its runs",
         "10 of them compared",
+        "pictures of the first and the last",
         "sweep epochs and widths",
         "all runs",
     ]
@@ -185,5 +186,11 @@ def test_links_to_a_sweep_show_its_runs_and_compare_them(made):
     found, _ = tracking.find(made.store, EXPERIMENT, charts["searchFilter"][0])
     assert set(found["run_id"]) == {*made.jobs, made.failed}
     compared = parse_qs(urlsplit(shown["10 of them compared"]).fragment.partition("?")[2])
-    assert json.loads(compared["runs"][0]) == made.jobs[:10]
+    some = json.loads(compared["runs"][0])
+    assert len(set(some)) == 10
+    assert [some[0], some[-1]] == [made.jobs[0], made.jobs[-1]]
+    ends = parse_qs(
+        urlsplit(shown["pictures of the first and the last"]).fragment.partition("?")[2]
+    )
+    assert json.loads(ends["runs"][0]) == [made.jobs[0], made.jobs[-1]]
     assert json.loads(compared["experiments"][0]) == [made.place]

@@ -31,7 +31,7 @@ CHARTS = {
     "datasetsFilter": "W10=",
     "compareRunsMode": "CHART",
 }
-# As many pictures as fit side by side, and as many colours as can be told apart.
+# As many colours as can be told apart.
 COMPARED = 10
 
 
@@ -57,17 +57,27 @@ def links(store: Store, experiment: str, word: str | None = None) -> dict[str, s
     runs = members(store, found)
     if runs.empty:
         raise UserError(f"sweep {found.name} ({found.run_id}) has no runs yet")
-    finished = runs[runs["status"] == "FINISHED"]["run_id"].tolist()[:COMPARED]
+    finished = runs[runs["status"] == "FINISHED"]["run_id"].tolist()
     shown = {"charts of its runs": _runs(place, searchFilter=members_of(found.run_id), **CHARTS)}
+    if len(finished) > 2:
+        some = _spread(finished, COMPARED)
+        shown[f"{len(some)} of them compared"] = compared(place, some)
     if len(finished) > 1:
-        shown[f"{len(finished)} of them compared"] = compared(place, finished)
-    return {**shown, f"sweep {found.name}": itself, "all runs": _runs(place)}
+        # MLflow 3.17 leaves no room for the list of pictures beside three runs.
+        shown["pictures of the first and the last"] = compared(place, [finished[0], finished[-1]])
+    return {**shown, f"sweep {found.name.removeprefix('sweep ')}": itself, "all runs": _runs(place)}
 
 
 def compared(experiment_id: str, run_ids: Sequence[str]) -> str:
     """Return the path of the page that compares runs, their pictures side by side."""
     query = {"runs": json.dumps(list(run_ids)), "experiments": json.dumps([experiment_id])}
     return f"/#/compare-runs?{urlencode({**query, **VIEW})}"
+
+
+def _spread(runs: Sequence[str], most: int) -> list[str]:
+    """Return so many runs from the first to the last: the first alone may all be of one setting."""
+    count = min(most, len(runs))
+    return [runs[place * (len(runs) - 1) // (count - 1)] for place in range(count)]
 
 
 def _runs(experiment_id: str, **query: str) -> str:
