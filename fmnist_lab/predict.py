@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,14 @@ class Classifier:
         """
         from fmnist_lab import training
 
-        images = np.asarray(images)
         shape = tuple(self.model.input_shape[1:])
+        try:
+            images = np.asarray(images)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise UserError(
+                f"images: received what is no array ({' '.join(str(error).split())}), expected "
+                f"one image {shape} or a batch (n, {', '.join(map(str, shape))})"
+            ) from None
         if images.shape != shape and images.shape[1:] != shape:
             raise UserError(
                 f"images: received shape {images.shape}, expected one image {shape} or a batch "
@@ -175,8 +182,11 @@ def read_image(file: Path, shape: tuple[int, int] = (28, 28)) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(file) as image:
-            grey = image.convert("L")
+        with warnings.catch_warnings():
+            # What it remarks on a damaged file breaks into our lines.
+            warnings.simplefilter("ignore")
+            with Image.open(file) as image:
+                grey = image.convert("L")
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; expected an image file of 28x28 pixels") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:

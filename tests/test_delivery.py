@@ -391,14 +391,14 @@ def answering(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     servers = []
 
-    def make(status: int, body: str) -> Store:
+    def make(status: int, body: str, torn: int) -> Store:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 if not status:
                     time.sleep(3)  # longer than anyone waits
                     return
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Length", str(len(body) + torn))
                 self.end_headers()
                 self.wfile.write(body.encode())
 
@@ -423,6 +423,7 @@ NO_RUN = '{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such run"}'
     ("status", "body", "outage"),
     [
         (0, "", True),
+        (200, "torn", True),
         (500, "<html>trouble</html>", True),
         (500, '{"error_code": "INTERNAL_ERROR", "message": "trouble"}', True),
         (502, "", True),
@@ -437,7 +438,8 @@ NO_RUN = '{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such run"}'
 def test_a_server_in_trouble_is_asked_again_and_a_refusal_is_one(
     answering, tmp_path, status, body, outage
 ):
-    delivery = Delivery(answering(status, body), "f" * 32, tmp_path, again=False)
+    store = answering(status, body, torn=int(body == "torn"))
+    delivery = Delivery(store, "f" * 32, tmp_path, again=False)
     with pytest.raises(Exception) as caught:  # noqa: PT011
         delivery.deliver(EVENTS[2])
     assert is_outage(caught.value) == outage, caught.value

@@ -158,7 +158,8 @@ def is_outage(error: BaseException) -> bool:
 
     if isinstance(error, MlflowException):
         text = str(error)
-        away = "HTTPConnectionPool" in text or "HTTPSConnectionPool" in text
+        # So MLflow's client puts whatever happens between it and a server.
+        away = "API request to" in text and "failed with exception" in text
         # A server, or a proxy before it, that is in trouble itself.
         trouble = getattr(error, "get_http_status_code", lambda: 0)() in (502, 503, 504)
         return away or trouble or error.error_code in PASSING or "database is locked" in text

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from fmnist_lab.errors import UserError
@@ -26,8 +27,8 @@ def load_model(uri: str, store: Store) -> tuple[keras.Model, tuple[str, ...] | N
     Raises:
         UserError: There is no such model, or it is no Keras model.
     """
+    import mlflow.artifacts
     import mlflow.keras
-    from mlflow.exceptions import MlflowException
 
     # Keras knows our own layer, which a file may name, only once it was defined.
     import fmnist_lab.models  # noqa: F401
@@ -37,10 +38,14 @@ def load_model(uri: str, store: Store) -> tuple[keras.Model, tuple[str, ...] | N
         # Asking a database that does not exist would create it.
         if store.database and not store.database.exists() and not Path(uri).exists():
             raise FileNotFoundError(f"there is no store {store.database}")
-        model = mlflow.keras.load_model(uri)
-        # `get_model_info` would ask the store, which a folder may have been copied from.
-        metadata = mlflow.models.Model.load(uri).metadata or {}
-    except (MlflowException, ImportError, OSError, ValueError, TypeError, KeyError) as error:
+        with tempfile.TemporaryDirectory() as place:
+            folder = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=place)
+            description = mlflow.models.Model.load(folder)
+            _check_description(description.flavors)
+            model = mlflow.keras.load_model(folder)
+            metadata = description.metadata or {}
+    except Exception as error:
+        # Whatever the parsers of YAML, zip files, HDF5 and Keras' configs make of a damaged one.
         reason = " ".join(str(error).split())
         raise UserError(
             f"the model '{uri}' cannot be loaded as a Keras model: {reason}; "
@@ -48,6 +53,28 @@ def load_model(uri: str, store: Store) -> tuple[keras.Model, tuple[str, ...] | N
         ) from None
     names = metadata.get("class_names")
     return model, tuple(names) if names else None
+
+
+def _check_description(flavors: Mapping[str, Any]) -> None:
+    """Refuse an MLmodel file that asks for more than one Keras file beside it, read in safe mode.
+
+    Raises:
+        ValueError: It names code of its own, another kind of file, or one elsewhere.
+    """
+    ours = flavors.get("keras")
+    if not isinstance(ours, Mapping):
+        raise ValueError(f"its MLmodel describes {', '.join(map(str, flavors)) or 'nothing'}")
+    loader = flavors.get("python_function", {}).get("loader_module", "mlflow.keras")
+    if loader != "mlflow.keras":
+        raise ValueError(f"its MLmodel has the module {loader} load it, which could do anything")
+    for name, flavor in flavors.items():
+        if flavor.get("code"):
+            raise ValueError(f"its MLmodel brings code along, {name}.code={flavor['code']}")
+    if ours.get("save_exported_model"):
+        raise ValueError("its MLmodel asks for an exported graph, which has no safe mode")
+    file = PurePath(str(ours.get("data", "")))
+    if file.is_absolute() or ".." in file.parts:
+        raise ValueError(f"its MLmodel points out of its folder, to {file}")
 
 
 def origin(uri: str) -> dict[str, str]:

@@ -200,6 +200,9 @@ def quiet_mlflow() -> Any:
     # Its remarks on databases and artifacts would break into our lines.
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    # It also prints what it raises, with a traceback; we say it ourselves, if it matters.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     return mlflow
 
 
