@@ -224,3 +224,16 @@ def test_a_run_that_is_not_there_is_one_line(store, capsys):
         app(["reproduce", "nobody", "--store", store.uri])
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith("error: received 'nobody', which is no run in")
+
+
+@pytest.mark.slow
+def test_another_number_of_threads_is_told_with_what_it_changes(doors, tmp_path):
+    made = doors("run", tmp_path, "data.train_limit=5000", *QUICK[1:], "trainer.threads=1")
+    assert made.code == 0, made.err
+    same = doors("runs", tmp_path, "reproduce", "h128 e2 s0")
+    assert (same.code, same.err) == (0, "")
+    assert "Identical to run 'h128 e2 s0'" in same.out
+    other = doors("runs", tmp_path, "reproduce", "h128 e2 s0", "--threads", "2")
+    assert (other.code, other.err) == (1, "")
+    assert re.search(r"^threads +1 +2 *$", other.out, re.M)
+    assert re.search(r"^weights +\d\.[\de-]+", other.out, re.M)
