@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Process
 
 from fmnist_lab import tracking
 from fmnist_lab.errors import UserError
@@ -17,6 +18,7 @@ from fmnist_lab.scratch import Scratch
 from fmnist_lab.tracking import Store
 from fmnist_lab.tracking import run as run_module
 from fmnist_lab.tracking.delivery import Delivery, describe, is_outage
+from fmnist_lab.tracking.heal import this_process
 
 EXPERIMENT = "fmnist_lab"
 EVENTS = [
@@ -282,14 +284,45 @@ def test_only_runs_whose_process_is_gone_are_healed(store, client, new_run, tmp_
     unknown.remove()
     before = int(time.time() * 1000)
     (healed,) = tracking.heal(store)
-    assert (healed.run_id, healed.scratch) == (runs["gone"], gone.folder)
-    assert healed.command == ""
+    assert (healed.run_id, healed.command) == (runs["gone"], "")
     states = {name: client.get_run(run_id).info for name, run_id in runs.items()}
     assert {name for name, info in states.items() if info.status == "KILLED"} == {"gone"}
     assert states["gone"].end_time >= before
     assert tracking.heal(store) == []
     assert gone.folder.exists()
     live.release()
+
+
+def test_a_finished_run_that_waits_to_be_sent_is_not_healed(store, client, new_run):
+    waiting = Scratch.claim(store.unfinished, "id")
+    run_id = new_run(waiting)
+    waiting.append(EVENTS[-1])
+    waiting.release()
+    assert tracking.heal(store) == []
+    assert client.get_run(run_id).info.status == "RUNNING"
+    client.set_terminated(run_id)
+
+
+def test_a_sweep_whose_process_is_gone_is_healed(store, client, new_run):
+    """It has no scratch folder; a number of its process may be another's by now."""
+    ours = this_process()["process"]
+    boot, number, started = ours.split()
+    ended = Process(Path.cwd(), "-c", "pass")
+    ended.wait()
+    places = {
+        "this one": ours,
+        "the number of another": f"{boot} {number} {int(started) - 1}",
+        "of before the machine was started": f"{'0' * 8}-0 {number} {started}",
+        "gone": f"{boot} {ended._process.pid} {started}",
+        "unknown": "",
+    }
+    ended.stop()
+    here = socket.gethostname()
+    runs = {name: new_run(host=here, process=value) for name, value in places.items()}
+    healed = {each.run_id for each in tracking.heal(store)}
+    assert healed == set(runs.values()) - {runs["this one"], runs["unknown"]}
+    for each in runs.values():
+        client.set_terminated(each)
 
 
 def test_the_next_run_heals_those_before(store, client, new_run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from fmnist_lab.tracking.delivery import Delivery, is_outage, reason
 from fmnist_lab.tracking.query import client_to_read
 from fmnist_lab.tracking.store import Store, asking
 
+PROCESS_TAG = "process"
+
 
 @dataclass(frozen=True)
 class Healed:
@@ -19,21 +22,19 @@ class Healed:
     Attributes:
         run_id: Its id.
         name: Its name.
-        scratch: Where it has left what it needs to go on.
         command: What to type to go on; empty if that is unknown.
     """
 
     run_id: str
     name: str
-    scratch: Path
     command: str
 
 
 def heal(store: Store) -> list[Healed]:
     """Mark RUNNING runs of this machine whose processes are gone as KILLED.
 
-    A live run holds the lock of its scratch folder; a run of another machine, or one without a
-    folder here, is left alone.
+    A live run holds the lock of its scratch folder, and a sweep names its process; a run of another
+    machine, or one that has neither, is left alone.
 
     Args:
         store: A store that exists.
@@ -52,14 +53,59 @@ def heal(store: Store) -> list[Healed]:
         healed = []
         for run in client.search_runs(experiments, running):
             tags = run.data.tags
-            scratch = Path(tags.get("scratch", ""))
-            if scratch.name and scratch.is_dir() and not is_live(scratch):
+            if _is_left(tags.get("scratch", "")) or _has_ended(tags.get(PROCESS_TAG, "")):
                 client.set_terminated(run.info.run_id, "KILLED")
                 command = tags.get("mlflow.source.name", "")
                 if command and "resume=true" not in command.split():
                     command += " resume=true"
-                healed.append(Healed(run.info.run_id, run.info.run_name, scratch, command))
+                healed.append(Healed(run.info.run_id, run.info.run_name, command))
         return healed
+
+
+def this_process() -> dict[str, str]:
+    """Return a tag that tells this process from every other that this machine has had.
+
+    It is for runs without a scratch folder, whose lock would tell; empty where there is no /proc.
+    """
+    try:
+        return {PROCESS_TAG: f"{_boot()} {os.getpid()} {_started(os.getpid())}"}
+    except OSError:
+        return {}
+
+
+def _is_left(scratch: str) -> bool:
+    """Whether a scratch folder is here, and its process is not."""
+    folder = Path(scratch)
+    if not scratch or not folder.is_dir() or is_live(folder):
+        return False
+    last = read_journal(folder)[-1:]
+    # What is finished only waits to be sent.
+    return not (last and last[0].get("status") == "FINISHED")
+
+
+def _has_ended(process: str) -> bool:
+    """Whether a process of this machine, as `this_process` has it, is no more."""
+    parts = process.split()
+    if len(parts) != 3:
+        return False
+    boot, number, started = parts
+    try:
+        if boot != _boot():
+            return True
+        return started != _started(int(number))
+    except FileNotFoundError:
+        return Path("/proc/self").exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _started(process: int) -> str:
+    """When a process started, in ticks since the machine did: the 22nd field of proc(5)'s stat."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
 
 
 @dataclass(frozen=True)

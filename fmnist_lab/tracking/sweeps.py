@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fmnist_lab.tracking.heal import this_process
 from fmnist_lab.tracking.query import Found, curves, member_tag, members, members_of
 from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, Store, quiet_mlflow
 
@@ -84,8 +85,10 @@ class SweepRun:
             found = client.search_runs([experiment_id], same, order_by=newest, max_results=1)
             if found:
                 client.update_run(found[0].info.run_id, status="RUNNING")
+                for key, value in this_process().items():
+                    client.set_tag(found[0].info.run_id, key, value)
                 return cls(store, experiment, experiment_id, found[0].info.run_id, True)
-        run = client.create_run(experiment_id, run_name=name, tags=dict(tags))
+        run = client.create_run(experiment_id, run_name=name, tags={**tags, **this_process()})
         return cls(store, experiment, experiment_id, run.info.run_id)
 
     def progress(self, since: int) -> list[Progress]:
