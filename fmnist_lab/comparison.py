@@ -18,7 +18,7 @@ import pandas as pd
 from fmnist_lab import statistics
 from fmnist_lab.errors import UserError
 from fmnist_lab.statistics import LEVEL, Comparison, Interval
-from fmnist_lab.study import Study, counted, interval, is_parameter
+from fmnist_lab.study import Study, counted, interval, is_parameter, sentence
 from fmnist_lab.study_plots import METRICS, PAIR, grouped, ordered, shown
 
 TESTED = "accuracy/test"
@@ -287,8 +287,7 @@ def _sentences(matches: Sequence[Match], differences: Sequence[Difference]) -> l
     if len(matches) == 1:
         for metric, _, _, found in matches[0].results:
             if found is not None and metric in PAIR:
-                words = found.sentence("A", "B", METRICS[metric].lower())
-                sentences.append(f"{words[0].upper()}{words[1:]}.")
+                sentences.append(sentence(found.sentence("A", "B", METRICS[metric].lower())))
     else:
         sentences += [_tally(metric, matches) for metric in PAIR]
     return [*sentences, worth]

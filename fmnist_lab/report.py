@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -45,14 +46,14 @@ __all__ = [
 ]
 
 
-def terminal_table(runs: pd.DataFrame) -> Table:
+def terminal_table(runs: pd.DataFrame) -> RenderableType:
     """Return what a terminal shows of a study: a row a setting, findings, runs without result.
 
     Args:
         runs: As in `study`.
 
     Returns:
-        A table for rich to print.
+        What rich can print.
 
     Raises:
         UserError: No run is finished.
@@ -64,16 +65,10 @@ def terminal_table(runs: pd.DataFrame) -> Table:
         table.add_column(Text(heading), justify="right")
     for row in rows:
         table.add_row(*map(Text, row))
-    page = Table.grid()
-    page.add_row(table)
-    for sentence in findings(study):
-        page.add_row("")
-        page.add_row(Text(sentence))
+    lines = [text for sentence in findings(study) for text in ("", Text(sentence))]
     if study.unused:
-        page.add_row("")
-        for run in study.unused:
-            page.add_row(Text("  ".join(run)))
-    return page
+        lines += ["", *(Text("  ".join(run)) for run in study.unused)]
+    return Group(table, *lines)
 
 
 def write(

@@ -337,6 +337,11 @@ def settings_table(study: Study) -> tuple[list[str], list[list[str]]]:
     return headings, rows
 
 
+def sentence(words: str) -> str:
+    """Return words as a sentence, with a capital and a full stop."""
+    return f"{words[0].upper()}{words[1:]}."
+
+
 def counted(number: int, noun: str) -> str:
     """Return such as `1 run` or `1,200 runs`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
@@ -472,7 +477,7 @@ def _growth(study: Study) -> list[str]:
             f"{short} {shown(levels[-1])}", f"{short} {shown(levels[0])}", "accuracy gap"
         )
         rest = [other for other in study.parameters if other != name]
-        sentences.append((f"With {_named(last, rest)}: " if rest else "") + f"{words}.")
+        sentences.append(f"With {_named(last, rest)}: {words}." if rest else sentence(words))
     return sentences
 
 

@@ -243,7 +243,7 @@ def test_no_difference_is_never_called_equal():
     generator = np.random.default_rng(0)
     runs["accuracy/gap"] = generator.normal(0.02, 0.002, len(runs))
     text = " ".join(report.findings(report.take_apart(runs)))
-    assert "no evidence of a difference in accuracy gap between epochs 20 and epochs 1" in text
+    assert "No evidence of a difference in accuracy gap between epochs 20 and epochs 1" in text
     assert "equal" not in text
 
 

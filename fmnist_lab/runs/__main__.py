@@ -1,6 +1,8 @@
 """The verbs of `python -m fmnist_lab.runs`."""
 
-from cyclopts import App
+from collections.abc import Callable
+
+from cyclopts import App, Parameter
 
 from fmnist_lab.runs.compare import compare
 from fmnist_lab.runs.heal import heal
@@ -10,16 +12,25 @@ from fmnist_lab.runs.reproduce import reproduce
 from fmnist_lab.runs.sync import sync
 from fmnist_lab.runs.ui import ui
 
+NAME = "python -m fmnist_lab.runs"
 app = App(
-    name="python -m fmnist_lab.runs", help="Look after the runs that exist.", version_flags=()
+    name=NAME,
+    help="Look after the runs that exist. A run or a sweep is called by its id, by the beginning "
+    "of its id, or by its name. VERB --help tells all about a verb.",
+    version_flags=(),
+    default_parameter=Parameter(negative="", show_default=False),
 )
-app.command(list_runs, name="list")
-app.command(report)
-app.command(compare)
-app.command(reproduce)
-app.command(heal)
-app.command(sync)
-app.command(ui)
+VERBS: dict[str, tuple[Callable[..., None], str]] = {
+    "list": (list_runs, ""),
+    "report": (report, " [SWEEP…]"),
+    "compare": (compare, " A B"),
+    "reproduce": (reproduce, " RUN"),
+    "heal": (heal, ""),
+    "sync": (sync, ""),
+    "ui": (ui, " [SWEEP|RUN]"),
+}
+for verb, (function, words) in VERBS.items():
+    app.command(function, name=verb, usage=f"Usage: {NAME} {verb}{words} [OPTIONS]")
 
 if __name__ == "__main__":
     app()

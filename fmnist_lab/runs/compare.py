@@ -19,25 +19,23 @@ from rich.text import Text
 
 from fmnist_lab import tracking
 from fmnist_lab.errors import UserError, reported
-from fmnist_lab.runs.selection import select
+from fmnist_lab.runs.selection import Experiment, select
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from fmnist_lab.comparison import Result, Side, Verdict
 
-Words = Annotated[
-    tuple[str, ...], Parameter(consume_multiple=True, negative="", show_default=False)
-]
+Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
 
 
 def compare(
     *sides: str,
     a: Words = (),
     b: Words = (),
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
     store: str | None = None,
-    experiment: str = tracking.DEFAULT_EXPERIMENT,
+    experiment: Experiment = tracking.DEFAULT_EXPERIMENT,
 ) -> None:
     """Say what differs between two runs, or groups of runs, and whether it is more than chance.
 

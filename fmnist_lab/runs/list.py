@@ -16,6 +16,7 @@ from rich.table import Table
 from fmnist_lab import tracking
 from fmnist_lab.console import count, duration
 from fmnist_lab.errors import UserError, reported
+from fmnist_lab.runs.selection import Experiment
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 def list_runs(
     *,
     where: Annotated[str, Parameter(name="--filter")] = "",
-    every: Annotated[bool, Parameter(name="--all", negative="")] = False,
+    every: Annotated[bool, Parameter(name="--all")] = False,
     store: str | None = None,
-    experiment: str = tracking.DEFAULT_EXPERIMENT,
-    most: int = 30,
+    experiment: Experiment = tracking.DEFAULT_EXPERIMENT,
+    most: Annotated[int, Parameter(show_default=True)] = 30,
 ) -> None:
     """List sweeps and runs, the newest first: state, age, test accuracy and gap.
 

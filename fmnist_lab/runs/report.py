@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fmnist_lab import provenance, tracking
 from fmnist_lab.errors import reported
-from fmnist_lab.runs.selection import select
+from fmnist_lab.runs.selection import Experiment, select
 
 
 def report(
@@ -21,13 +21,13 @@ def report(
     output: Path | None = None,
     title: str | None = None,
     store: str | None = None,
-    experiment: str = tracking.DEFAULT_EXPERIMENT,
+    experiment: Experiment = tracking.DEFAULT_EXPERIMENT,
 ) -> None:
     """Sum up sweeps, or any runs: a row a setting, means over the seeds with 95 % intervals.
 
     Args:
         sweeps: Sweeps or runs: ids, beginnings of ids, or names; left out, all that trained.
-        where: MLflow's filter, such as "params.model = 'mlp' and params.`trainer.epochs` = '5'".
+        where: MLflow's filter, such as "params.model = 'mlp' and params.seed = '0'".
         axes: The two varied parameters of the heat maps; left out, those with the most values.
         output: Folder for results.csv, summary.csv, report.md with figures, and report.html.
         title: What the report is called; left out, the sweeps' names.

@@ -52,6 +52,7 @@ NOT_OUTCOMES = ("images_per_second",)
 
 def reproduce(
     run: str,
+    /,
     *,
     store: str | None = None,
     allow: Annotated[tuple[str, ...], Parameter(negative="")] = (),

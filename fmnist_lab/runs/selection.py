@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from fmnist_lab import tracking
 from fmnist_lab.errors import UserError
@@ -12,6 +14,7 @@ from fmnist_lab.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+Experiment = Annotated[str, Parameter(show_default=True)]
 TRAINING = "tags.job = 'train'"
 
 

@@ -17,6 +17,7 @@ from cyclopts import Parameter
 
 from fmnist_lab import tracking
 from fmnist_lab.errors import UserError, reported
+from fmnist_lab.runs.selection import Experiment
 
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 60
@@ -24,11 +25,12 @@ PATIENCE_SECONDS = 60
 
 def ui(
     run: str | None = None,
+    /,
     *,
     store: str | None = None,
-    experiment: str = tracking.DEFAULT_EXPERIMENT,
+    experiment: Experiment = tracking.DEFAULT_EXPERIMENT,
     port: int | None = None,
-    open_browser: Annotated[bool, Parameter(name="--open", negative="")] = False,
+    open_browser: Annotated[bool, Parameter(name="--open")] = False,
 ) -> None:
     """Start MLflow's UI on this machine and print links that show what was asked for.
 
