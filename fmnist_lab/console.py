@@ -101,9 +101,22 @@ class Screen:
         self.console.print()
         aligned(self.console, {"see it": f"python -m fmnist_lab.runs ui {earlier.run_id}"})
 
-    def resumed(self, done: int, epochs: int) -> None:
-        """Say from where a training goes on."""
-        self.console.print(f"Going on after epoch {done} of {epochs}, exactly as it was left.\n")
+    def resumed(self, done: int, epochs: int, threads: str = "") -> None:
+        """Say from where a training goes on.
+
+        Args:
+            done: The last finished epoch.
+            epochs: The last epoch's number.
+            threads: How many threads it had, if that is another number than now.
+        """
+        self.console.print(f"Going on after epoch {done} of {epochs}, exactly as it was left.")
+        if threads:
+            self.console.print(
+                f"It had trainer.threads={threads} before; with another number, its last bits are "
+                "not those of an undisturbed run.",
+                soft_wrap=True,
+            )
+        self.console.print()
 
     def interrupted(self, done: int) -> None:
         """Say what is kept of a training that was stopped, and how to go on."""

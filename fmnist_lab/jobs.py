@@ -91,7 +91,10 @@ def train(
         keeper = checkpoint.Keeper(folder, config.checkpoint.every, model, optimizer, callbacks)
         shared = _shared_checkpoints(store, config, member)
         if keeper.resume([each for each in (folder, shared) if each], epochs):
-            screen.resumed(len(keeper.history), epochs)
+            before = earlier.threads if earlier else ""
+            screen.resumed(
+                len(keeper.history), epochs, before if before != str(device.threads) else ""
+            )
             for number, metrics in enumerate(keeper.history, 1):
                 run.metrics(metrics, step=number)
         over = keeper.stopped or len(keeper.history) == epochs

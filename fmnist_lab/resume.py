@@ -33,10 +33,12 @@ class Interrupted:
     Attributes:
         run_id: Its id; "" if its process has ended before the store knew of it.
         scratch: What it has left.
+        threads: How many threads it had, as its tag says; "" if that is unknown.
     """
 
     run_id: str
     scratch: Scratch
+    threads: str = ""
 
 
 def look_up(
@@ -85,7 +87,7 @@ def look_up(
             )
         if member is not None:
             tracking.tag(store, run.run_id, member.tags())
-        return Interrupted(run.run_id, scratch)
+        return Interrupted(run.run_id, scratch, run.tags.get("threads", ""))
     for folder in _folders(store, config) if config.resume else []:
         scratch = Scratch.reclaim(folder) if not is_live(folder) else None
         if scratch is None:

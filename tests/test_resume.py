@@ -82,10 +82,10 @@ def test_nothing_is_found_where_nothing_was(store, asked, before, tmp_path):
 
 @pytest.mark.parametrize("status", ["RUNNING", "KILLED", "FAILED"])
 def test_an_interrupted_run_is_found_with_what_is_left_of_it(store, asked, before, status):
-    run_id, left = before.run(status)
+    run_id, left = before.run(status, threads="3")
     found = resume.look_up(store, asked, None)
     assert isinstance(found, resume.Interrupted)
-    assert (found.run_id, found.scratch.folder) == (run_id, left.folder)
+    assert (found.run_id, found.scratch.folder, found.threads) == (run_id, left.folder, "3")
     with pytest.raises(UserError, match=f"{run_id}.* is in progress"):
         resume.look_up(store, asked, None)
     found.scratch.remove()
