@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fmnist_lab import data
-from fmnist_lab.config import Config
+from fmnist_lab import data, sources
+from fmnist_lab.config import Config, Data, IdxData
 from fmnist_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
     from fmnist_lab.sweep import Membership
     from fmnist_lab.training import Recipe
+
+
+# What of the data a study may vary; where they lie and how their files are called is none of it.
+VARIED_DATA = {"name", "train_limit", "test_limit", "validation_fraction"}
 
 
 def load_data(config: Config) -> data.Dataset:
@@ -27,6 +32,19 @@ def load_data(config: Config) -> data.Dataset:
         test_limit=config.data.test_limit,
         validation_fraction=config.data.validation_fraction,
         seed=config.seed,
+        dataset=_description(config.data),
+    )
+
+
+def _description(chosen: Data) -> sources.IdxDataset:
+    """Return the description of the data set that a config names."""
+    if not isinstance(chosen, IdxData):
+        return data.FASHION_MNIST
+    digests: Sequence[str | None] = chosen.sha256 or [None] * 4
+    names = (chosen.train_images, chosen.train_labels, chosen.test_images, chosen.test_labels)
+    one, two, three, four = map(sources.IdxFile, names, digests)
+    return sources.IdxDataset(
+        chosen.name, one, two, three, four, class_names=chosen.classes(), image_shape=None
     )
 
 
@@ -134,7 +152,7 @@ def params(config: Config) -> dict[str, Any]:
         "trainer": config.trainer.model_dump(exclude={"engine"}),
         # Zero or false is the same as not being there.
         "augmentation": {k: v or None for k, v in config.augmentation.model_dump().items()},
-        "data": config.data.model_dump(exclude={"dir", "cache_dir", "download"}),
+        "data": config.data.model_dump(include=VARIED_DATA),
         **{f"callbacks.{name}": each.arguments() for name, each in config.callbacks.items()},
     }
     for group, values in groups.items():

@@ -15,7 +15,7 @@ import os
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
 
@@ -117,10 +117,51 @@ class Data(Section):
     validation_fraction: Share = Field(examples=[0.1])
 
 
+class IdxData(Data):
+    """Images of the user's own: a folder with four IDX files."""
+
+    dir: Annotated[str, Field(min_length=1, description="the folder that holds the four files")]
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^\w[\w.-]*$",
+            description="a name of letters, digits, dots, dashes and underscores",
+            examples=["mnist"],
+        ),
+    ]
+    class_names: Annotated[
+        Annotated[int, Field(ge=2, le=256)]
+        | Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=2, max_length=256)],
+        Field(
+            description="a list of texts in the order of the labels, or the number of classes",
+            examples=["[cat,dog]", 10],
+        ),
+    ]
+    train_images: Text
+    train_labels: Text
+    test_images: Text
+    test_labels: Text
+    sha256: Annotated[
+        list[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] | None,
+        Field(
+            min_length=4,
+            max_length=4,
+            description="a list of four texts of 64 hexadecimal digits, or null for no check",
+        ),
+    ]
+
+    def classes(self) -> tuple[str, ...]:
+        """Return a name for each class; where they are only counted, the labels themselves."""
+        if isinstance(self.class_names, int):
+            return tuple(map(str, range(self.class_names)))
+        return tuple(self.class_names)
+
+
 class Buildable(Section):
     """A node that names a function in `_target_` and holds its arguments."""
 
     target: Target
+    hint: ClassVar[str] = ""  # what may be amiss when the function refuses its arguments
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments that were given; null means the function's own default."""
@@ -147,6 +188,7 @@ class Buildable(Section):
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"{self.target} refuses its arguments {given}: {' '.join(str(error).split())}"
+                f"{self.hint}"
             ) from error
 
 
@@ -220,6 +262,12 @@ class Own(Buildable):
     """Any function from outside; what it takes is checked against its signature when called."""
 
     model_config = ConfigDict(extra="allow")
+
+
+class OwnModel(Own):
+    """A function of the user's that builds a model."""
+
+    hint: ClassVar[str] = "; every option but model=own brings arguments of its own along"
 
 
 class ConstantSchedule(Buildable):
@@ -356,7 +404,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 class Config(Section):
     """A whole run, checked."""
 
-    data: Data
+    data: SerializeAsAny[Data]
     model: SerializeAsAny[Buildable]
     optimizer: SerializeAsAny[Optimizer]
     schedule: SerializeAsAny[Buildable]
@@ -381,7 +429,8 @@ class Config(Section):
         """Return a hash of all that decides the outcome: 16 hexadecimal digits.
 
         Where things are kept, what the run is called and which folder the (verified) data came
-        from do not decide the outcome, so they do not count.
+        from do not decide the outcome, so they do not count. A folder whose content nothing
+        verifies does.
         """
         return _digest(self._deciding())
 
@@ -402,7 +451,8 @@ class Config(Section):
         deciding = self.to_dict()
         for key in ("tracking", "name", "resume", "checkpoint"):
             del deciding[key]
-        for key in ("dir", "cache_dir", "download"):
+        unverified = isinstance(self.data, IdxData) and self.data.sha256 is None
+        for key in ("cache_dir", "download", *(() if unverified else ("dir",))):
             del deciding["data"][key]
         return deciding
 
@@ -421,8 +471,8 @@ def schema(values: Mapping[str, Any]) -> dict[str, type[Section]]:
         return str(node.get("_target_")) if isinstance(node, Mapping) else ""
 
     return {
-        "data": Data,
-        "model": MODELS.get(target("model"), Own),
+        "data": IdxData if "class_names" in (values.get("data") or {}) else Data,
+        "model": MODELS.get(target("model"), OwnModel),
         "optimizer": OPTIMIZERS.get(target("optimizer"), OwnOptimizer),
         "schedule": SCHEDULES.get(target("schedule"), Own),
         "augmentation": Augmentation,
@@ -527,7 +577,7 @@ def _check(section: type[S], node: Any, prefix: str) -> S:
     if finding["type"] == "extra_forbidden":
         raise UserError(unknown_key(prefix + name, keys(section)))
     if finding["type"] == "missing":
-        raise UserError(f"{prefix}{name}: missing, expected a value; add {prefix}{name}=VALUE")
+        raise UserError(missing(prefix + name))
     field = next(f for key, f in section.model_fields.items() if name in (key, f.alias))
     example = f"; for example {prefix}{name}={field.examples[0]}" if field.examples else ""
     raise UserError(
@@ -543,6 +593,11 @@ def keys(section: type[Section]) -> list[str]:
 def options(group: str) -> list[str]:
     """Return the options of a config group: the names of its YAML files, sorted."""
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+
+
+def missing(key: str) -> str:
+    """Return the sentence about a key that needs a value and has none."""
+    return f"{key}: missing, expected a value; add {key}=VALUE"
 
 
 def unknown_key(key: str, known: list[str]) -> str:

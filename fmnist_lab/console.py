@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from fmnist_lab import provenance
+from fmnist_lab.data import FASHION_MNIST
 
 if TYPE_CHECKING:
     import keras
@@ -44,6 +45,7 @@ class Screen:
         # A file or a pipe has no width; our lines should not be folded there.
         width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
         self.console = ToTheEnd(highlight=False, width=width)
+        self.shown = ""  # the data set's name
 
     def heading(
         self,
@@ -54,6 +56,7 @@ class Screen:
         engine: str | None,
     ) -> None:
         """Say what is about to happen, with what."""
+        self.shown = dataset.name
         held_out = len(dataset.validation_images)
         facts = {
             "data": [
@@ -154,7 +157,9 @@ class Screen:
         self.console.print(
             f"\nRun '{escape(run.name)}', id {run.id}, is kept in {escape(run.store_name)}.\n"
         )
-        aligned(self.console, _next_steps(run, trained=bool(history)))
+        # `predict` shows images of that set alone.
+        predictable = bool(history) and self.shown == FASHION_MNIST.name
+        aligned(self.console, _next_steps(run, predictable))
 
     def _scores(self, metrics: Mapping[str, float]) -> None:
         table = Table(box=None, pad_edge=False, padding=(0, 4, 0, 0), header_style="bold")
@@ -174,10 +179,10 @@ class Screen:
         self.console.print(verdict(metrics["accuracy/gap"]))
 
 
-def _next_steps(run: Run, trained: bool) -> dict[str, str]:
+def _next_steps(run: Run, predictable: bool) -> dict[str, str]:
     """Return what a user may want to do now, and the exact command for it."""
     steps = {"see it": f"python -m fmnist_lab.runs ui {run.id}"}
-    if trained:
+    if predictable:
         model = f"runs:/{run.id}/model"
         steps["predict"] = f"python -m fmnist_lab.predict --model {model} --index 0 12"
     steps["sweep"] = (

@@ -115,7 +115,7 @@ def load(
     train_images, train_labels, test_images, test_labels = _parse(dataset, contents, source)
     if dir is not None:  # only now, as what is wrong inside a file says more than a digest does
         for file, content in contents.items():
-            if (received := sha256(content)) != file.sha256:
+            if file.sha256 is not None and (received := sha256(content)) != file.sha256:
                 received = f"content that is not {dataset.name}'s (SHA-256 {received})"
                 raise _fault(f"{file.name} ({source})", received, f"SHA-256 {file.sha256}")
 
@@ -172,13 +172,14 @@ def _parse(
     """Parse the four files and check that they fit together and the description."""
     names = [f"{file.name} ({source})" for file in dataset.files]
     arrays = [parse_idx(contents[dataset.files[at]], names[at]) for at in range(4)]
-    height, width = dataset.image_shape
+    size = dataset.image_shape or arrays[0].shape[1:]
+    expected_images = f"images of {size[0]} x {size[1]}" if len(size) == 2 else "images"
     last = len(dataset.class_names) - 1
     for at in (0, 2):
         images, labels = arrays[at : at + 2]
-        if images.shape[1:] != (height, width):
+        if images.ndim != 3 or images.shape[1:] != size:
             received = "an array of " + " x ".join(map(str, images.shape))
-            raise _fault(names[at], received, f"images of {height} x {width}")
+            raise _fault(names[at], received, expected_images)
         if labels.shape != images.shape[:1]:
             received = "labels in an array of " + " x ".join(map(str, labels.shape))
             expected = f"{len(images)}, one for each image in {dataset.files[at].name}"

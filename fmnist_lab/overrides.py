@@ -41,6 +41,8 @@ def explained(error: Exception, words: Sequence[str]) -> str:
         group, option = found.groups()
         known = getattr(error, "options", None) or config.options(group)
         return f"{group}={option}: unknown option, expected one of {', '.join(known)}"
+    if found := re.match(r"Missing mandatory value: .*full_key: (\S+)", message):
+        return config.missing(found[1])
     return message
 
 
@@ -94,6 +96,8 @@ def _unknown(key: str, words: Sequence[str]) -> str:
         )
     known = {option: _yaml_keys(group, option) for option in config.options(group)}
     chosen = choices[group]
+    if (group, chosen) == ("model", "own"):
+        return f"{key}: no argument so far; write +{key}=VALUE to give it to your function"
     first = name.partition(".")[0]
     owners = [option for option, names in known.items() if first in names and option != chosen]
     known_here = [each for each in known.get(chosen, []) if each != "_target_"]

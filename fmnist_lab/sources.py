@@ -36,16 +36,19 @@ MAX_BYTES = 2**30  # no file we know comes near; stops a gzip bomb or a server t
 
 MEND = (
     "Give data.dir=FOLDER with the original files, packed as .gz or not, "
-    "or leave data.dir out to have them fetched."
+    "or, for Fashion-MNIST, leave data.dir out to have them fetched."
 )
 
 
 @dataclass(frozen=True)
 class IdxFile:
-    """One file of a data set: its unpacked name and the SHA-256 (hex) of its unpacked content."""
+    """One file of a data set: its unpacked name and the SHA-256 (hex) of its unpacked content.
+
+    Only a file from a folder that the user names may do without a digest, None.
+    """
 
     name: str
-    sha256: str
+    sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class IdxDataset:
         name: Names the data set in messages and its folder in the cache.
         train_images, train_labels, test_images, test_labels: The four files.
         class_names: One name a class; the labels are indices into it.
-        image_shape: Height and width of every image.
+        image_shape: Height and width of every image; None: those of the training images.
         url: Folder on a server that has each file as NAME.gz, or None.
         keras_folder: Name of the folder in Keras' own download folder, or None.
         debian_package: Debian package that installs the files into `system_folder`, or None.
@@ -69,7 +72,7 @@ class IdxDataset:
     test_images: IdxFile
     test_labels: IdxFile
     class_names: tuple[str, ...]
-    image_shape: tuple[int, int] = (28, 28)
+    image_shape: tuple[int, int] | None = (28, 28)
     url: str | None = None
     keras_folder: str | None = None
     debian_package: str | None = None
