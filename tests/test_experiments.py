@@ -1,0 +1,175 @@
+"""The studies in experiments/: their commands compose, their numbers are those of the runs."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from fmnist_lab import assembly, config, study, sweep_plan
+
+FOLDER = Path(__file__).parent.parent / "experiments"
+STUDIES = sorted(file.parent.name for file in FOLDER.glob("*/README.md"))
+METRICS = [
+    f"{name}/{part}" for name in ("accuracy", "loss") for part in ("test", "train", "gap", "fit")
+]
+NUMBER = re.compile(r"(?<![\w./:])[+-]?\d\.\d{3,}(?!\w|\.\d)")
+# What is measured is quoted under these headings; elsewhere stand settings and others' numbers.
+MEASURED = ("Finding", "Cost")
+
+
+@pytest.fixture(params=STUDIES)
+def name(request) -> str:
+    return request.param
+
+
+def readme(name: str) -> str:
+    return (FOLDER / name / "README.md").read_text()
+
+
+def results(name: str) -> pd.DataFrame:
+    return pd.read_csv(FOLDER / name / "results.csv")
+
+
+def section(text: str, title: str) -> str:
+    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return found[1] if found else ""
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of each quoted command that makes runs."""
+    lines = re.findall(r"^python -m fmnist_lab\.run (.*)$", text, re.MULTILINE)
+    return [shlex.split(line) for line in lines]
+
+
+def jobs(words: list[str]) -> Iterator[config.Config]:
+    """The checked config of each job of a sweep's command."""
+    with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
+        given = [word for word in words if word != "-m"]
+        whole = compose("config", overrides=given, return_hydra_config=True)
+        planned = sweep_plan.plan(whole)
+        for job in planned.jobs:
+            yield config.validate(
+                OmegaConf.to_container(compose("config", overrides=[*given, *job]))
+            )
+
+
+def spoken(value: float, digits: int) -> set[str]:
+    """A number as it may be written, rounded to so many digits after the point."""
+    return {f"{value:.{digits}f}", f"{value:+.{digits}f}", f"{abs(value):.{digits}f}"}
+
+
+def sayable(runs: pd.DataFrame, digits: int) -> set[str]:
+    """All numbers that may be said of runs: each one's, and mean and spread of each setting."""
+    said: set[str] = set()
+    parameters = [each for each in study.varied(runs) if each in runs]
+    settings = (
+        [part for _, part in runs.groupby(parameters, dropna=False)] if parameters else [runs]
+    )
+    for metric in METRICS:
+        for value in runs[metric]:
+            said |= spoken(value, digits)
+        for part in settings:
+            values = part[metric]
+            interval = study.interval(values)
+            half = (interval.high - interval.low) / 2
+            spread = values.max() - values.min()
+            for value in (interval.mean, interval.low, interval.high, half, values.std(), spread):
+                said |= spoken(value, digits)
+    return said
+
+
+def test_its_parts_are_there(name):
+    text = readme(name)
+    assert text.startswith("# ")
+    for title in ("Question", "Command", "Expectation", *MEASURED):
+        assert section(text, title).strip(), f"{name} says nothing under {title}"
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", text)
+    assert {"results.csv", "summary.csv"} <= set(links)
+    assert any(link.endswith(".png") for link in links)
+    for link in links:
+        assert (FOLDER / name / link).is_file(), f"{name} links to {link}, which is not there"
+
+
+def comparable(row: dict[str, Any]) -> dict[str, Any]:
+    """Parameters with numbers as numbers; the launcher may decide the number of threads."""
+    row = {key: value for key, value in row.items() if key == "seed" or study.is_parameter(key)}
+    row.pop("trainer.threads", None)
+    numbers = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?")
+    return {
+        key: float(value) if numbers.fullmatch(str(value)) else str(value)
+        for key, value in row.items()
+    }
+
+
+def test_its_command_is_what_the_runs_were_made_with(name):
+    kept = pd.read_csv(FOLDER / name / "results.csv", dtype=str)
+    made = [comparable(row.dropna().to_dict()) for _, row in kept.iterrows()]
+    asked = [each for words in commands(section(readme(name), "Command")) for each in jobs(words)]
+    # A parameter may have come since, with a default that does what was done before.
+    wanted = [
+        {key: value for key, value in comparable(assembly.params(each)).items() if key in kept}
+        for each in asked
+    ]
+
+    def ordered(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(rows, key=lambda row: str(sorted(row.items())))
+
+    assert ordered(made) == ordered(wanted)
+
+
+def test_its_runs_are_finished_and_of_code_that_was_committed(name):
+    runs = results(name)
+    assert set(runs["status"]) == {"FINISHED"}
+    assert not runs["dirty"].any()
+    assert runs["commit"].str.fullmatch("[0-9a-f]{40}").all()
+    assert runs["run_id"].is_unique
+
+
+def test_its_numbers_are_those_of_the_runs(name):
+    text, runs = readme(name), results(name)
+    published = set(NUMBER.findall(section(text, "Expectation")))
+    for title in MEASURED:
+        said = section(text, title)
+        # Sums may be quoted if they are right.
+        for one, sign, other, result in re.findall(
+            "(\\d\\.\\d+) ([+\N{MINUS SIGN}]) (\\d\\.\\d+) = (\\d\\.\\d+)", said
+        ):
+            right = float(one) + float(other) * (1 if sign == "+" else -1)
+            assert f"{right:.{len(result) - 2}f}" == result
+        said = re.sub(r" = \d\.\d+", "", said)
+        for number in NUMBER.findall(said):
+            digits = len(number.partition(".")[2])
+            assert number in published | sayable(runs, digits), f"{name} quotes {number}"
+
+
+def test_its_counts_are_those_of_the_runs(name):
+    text, runs = readme(name), results(name)
+    published = re.search(r"test accuracy (\d\.\d+)", section(text, "Expectation"))
+    claims = r"(\d+) of (\d+) seeds have a lower test accuracy than the published"
+    for count, total in re.findall(claims, section(text, "Finding")):
+        lower = (runs["accuracy/test"] < float(published[1])).sum()
+        assert (int(count), int(total)) == (lower, len(runs))
+
+
+def test_the_summary_is_that_of_the_runs(name):
+    kept = pd.read_csv(FOLDER / name / "summary.csv")
+    fresh = study.summarize(results(name)).reset_index(drop=True)
+    for column in fresh.columns.intersection(kept.columns):
+        if column.endswith("/mean"):
+            assert sorted(kept[column]) == pytest.approx(sorted(fresh[column]))
+
+
+def test_the_index_lists_every_study():
+    text = (FOLDER / "README.md").read_text()
+    listed = set(re.findall(r"\]\((\w+)/(?:README\.md)?\)", text))
+    assert listed == set(STUDIES)
+    for picture in re.findall(r"!\[[^]]+\]\(([^)]+)\)", text):
+        assert (FOLDER / picture).is_file()
+    for study_name, number in re.findall(r"\[[^]]+\]\((\w+)/\).*?\*\*(\d\.\d+)", text):
+        assert number in readme(study_name), f"the index quotes {number}"
