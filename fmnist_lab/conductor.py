@@ -104,6 +104,10 @@ class Conductor:
                 signal.signal(each, handler)
             signal.signal(signal.SIGTERM, self._sigterm)
 
+    def remark(self, text: str) -> None:
+        """Print a line above the live display."""
+        self.screen.console.print(text, markup=False, soft_wrap=True)
+
     def lost(self, job: int, overrides: list[str], reason: str) -> None:
         """Record that the process which did a job is gone."""
         name, axes = job_name(overrides, list(self.plan.axes)), tuple(self.plan.axes)
@@ -197,7 +201,7 @@ class Conductor:
             known = self.done.get(job.job)
             if counts and (known is None or known.ended != job.ended):
                 self.done[job.job] = job
-                self.screen.over(job, self.began)
+                self.screen.over(len(self.done), job, self.began)
         total = sum(map(self.plan.work, range(len(self.plan.jobs))))
         work = sum(map(self.plan.work, self.done))
         for job in running:
@@ -225,13 +229,14 @@ def begin(config: DictConfig) -> Conductor:
         SystemExit: After saying why it cannot be done; Hydra would turn another exception into a
             warning, and go on.
     """
-    from fmnist_lab import launcher
+    from fmnist_lab import cluster, launcher
 
     with reported():
         try:
             launcher.register(config.hydra.launcher)
             planned = plan(config)
             checked = check(config, planned)
+            cluster.prepare(config.hydra.launcher, checked.tracking)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explained(error, sys.argv[1:])) from None
         from fmnist_lab import tracking

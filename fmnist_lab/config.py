@@ -497,14 +497,14 @@ def validate(values: Mapping[str, Any]) -> Config:
             bounds, or two values contradict each other. The message names the first such key.
     """
     groups = {
-        name: _check(section, values.get(name), f"{name}.")
+        name: check_section(section, values.get(name), f"{name}.")
         for name, section in schema(values).items()
     }
     callbacks = {
-        name: _check(Own, node, f"callbacks.{name}.")
+        name: check_section(Own, node, f"callbacks.{name}.")
         for name, node in (values.get("callbacks") or {}).items()
     }
-    config = _check(Config, {**values, **groups, "callbacks": callbacks}, "")
+    config = check_section(Config, {**values, **groups, "callbacks": callbacks}, "")
     _check_choices(config)
     _check_server(config.tracking)
     if config.job.name == "evaluate" and config.model_uri is None:
@@ -555,7 +555,7 @@ def _check_server(tracking: Tracking) -> None:
         )
 
 
-def _check(section: type[S], node: Any, prefix: str) -> S:
+def check_section(section: type[S], node: Any, prefix: str) -> S:
     """Check one flat section; the first thing wrong with it becomes our one sentence."""
     if not isinstance(node, Mapping):
         group = prefix.rstrip(".")

@@ -14,6 +14,14 @@ from pathlib import Path
 
 LIBRARIES = ("fmnist_lab", "tensorflow", "keras", "numpy", "mlflow")
 
+# What a cluster tells a job of where it is.
+CLUSTER = {
+    "slurm.job": "SLURM_JOB_ID",
+    "slurm.node": "SLURMD_NODENAME",
+    "ray.task": "FMNIST_LAB_RAY_TASK",
+    "ray.node": "FMNIST_LAB_RAY_NODE",
+}
+
 
 def tags() -> dict[str, str]:
     """Return what identifies code, libraries and machine, as MLflow tags.
@@ -28,6 +36,7 @@ def tags() -> dict[str, str]:
         "host": socket.gethostname(),
         "version.python": platform.python_version(),
         **{f"version.{library}": metadata.version(library) for library in LIBRARIES},
+        **{tag: os.environ[name] for tag, name in CLUSTER.items() if os.environ.get(name)},
     }
     commit = _git("rev-parse", "HEAD")
     if commit:

@@ -32,7 +32,6 @@ class SweepScreen:
         self.console = ToTheEnd(file=out, highlight=False, width=None if out.isatty() else 120)
         self.jobs = jobs
         self.width = len(f"{jobs:,}") or 5
-        self.printed = 0
         self.live: Live | None = None
 
     def heading(self, facts: Mapping[str, str]) -> None:
@@ -61,15 +60,15 @@ class SweepScreen:
             self.live.stop()
             self.live = None
 
-    def over(self, job: Progress, began: float) -> None:
+    def over(self, number: int, job: Progress, began: float) -> None:
         """Print a job that has ended.
 
         Args:
+            number: How many have, with this one; a job that is lost and done again counts once.
             job: The job.
             began: When the sweep began, in seconds since 1970; a result may be older.
         """
-        self.printed += 1
-        place = f"{self.printed:>{self.width}}/{self.jobs:<{self.width}}"
+        place = f"{number:>{self.width}}/{self.jobs:<{self.width}}"
         start = f"{place}  {escape(f'{job.name:<24}')}"
         if job.status == "FINISHED":
             took = "from before" if 0 < job.ended < 1000 * began else duration(job.seconds)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -93,11 +93,17 @@ def clean_environment() -> dict[str, str]:
 class Process:
     """A door in a process of its own; both its streams go to files, as with `> out 2> err`."""
 
-    def __init__(self, folder: Path, *words: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *words: str,
+        env: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
         self._out = tempfile.TemporaryFile()  # noqa: SIM115
         self._err = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, *words],
+            [*prefix, sys.executable, *words],
             cwd=folder,
             env=clean_environment() | (env or {}),
             stdin=subprocess.DEVNULL,
@@ -161,8 +167,10 @@ class Doors:
     def __init__(self) -> None:
         self.started: list[Process] = []
 
-    def start(self, module: str, folder: Path, *words: str, **env: str) -> Process:
-        process = Process(folder, "-m", f"fmnist_lab.{module}", *words, env=env)
+    def start(
+        self, module: str, folder: Path, *words: str, prefix: Sequence[str] = (), **env: str
+    ) -> Process:
+        process = Process(folder, "-m", f"fmnist_lab.{module}", *words, env=env, prefix=prefix)
         self.started.append(process)
         return process
 

@@ -22,13 +22,6 @@ def made(doors: Doors, tracking_server: TrackingServer, tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def client(tracking_server: TrackingServer, monkeypatch: pytest.MonkeyPatch) -> MlflowClient:
-    for name, value in tracking_server.env.items():
-        monkeypatch.setenv(name, value)
-    return MlflowClient()
-
-
 def only_run(client: MlflowClient, job: str):
     experiment = client.get_experiment_by_name("fmnist_lab")
     (run,) = client.search_runs([experiment.experiment_id], f"tags.job = '{job}'")

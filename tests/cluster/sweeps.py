@@ -1,0 +1,65 @@
+"""A sweep on a tracking server, and what it has left there."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+LIMITS = ("data.train_limit=1000", "data.test_limit=500")
+TWELVE = ("trainer.epochs=1,2,3", "model.hidden_units=16,32", "seed=0,1", *LIMITS)
+# Long enough to be killed in the middle, and each job another setting.
+LONG = (
+    "seed=range(3)",
+    "trainer.epochs=40",
+    "data.train_limit=3000",
+    "data.test_limit=500",
+    "checkpoint.every=1",
+)
+
+
+class Swept:
+    """The one sweep of an experiment."""
+
+    def __init__(self, client: MlflowClient, experiment: str) -> None:
+        self.client = client
+        found = client.get_experiment_by_name(experiment)
+        runs = list(client.search_runs([found.experiment_id])) if found else []
+        parents = [run for run in runs if run.data.tags["job"] == "sweep"]
+        self.parent = parents[0] if parents else None
+        self.children = sorted(
+            (run for run in runs if run.data.tags["job"] != "sweep"), key=self.number
+        )
+        assert len(parents) <= 1
+
+    def number(self, child: Run) -> int:
+        assert self.parent
+        assert child.data.tags["mlflow.parentRunId"] == self.parent.info.run_id
+        return int(child.data.tags[f"sweep.{self.parent.info.run_id}"])
+
+    def states(self) -> list[tuple[int, str]]:
+        return [(self.number(child), child.info.status) for child in self.children]
+
+    def tags(self, name: str) -> Counter[str]:
+        return Counter(child.data.tags.get(name, "") for child in self.children)
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Return all metrics of each child but its speed, by its configuration."""
+        return {
+            child.data.tags["config.hash"]: {
+                name: value
+                for name, value in child.data.metrics.items()
+                if name != "images_per_second"
+            }
+            for child in self.children
+        }
+
+    def training(self, after: int = 1) -> list[Run]:
+        """Return the children that run and have so many epochs in the store."""
+        return [
+            child
+            for child in self.children
+            if child.info.status == "RUNNING"
+            and len(self.client.get_metric_history(child.info.run_id, "loss/fit")) >= after
+        ]

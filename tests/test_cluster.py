@@ -1,0 +1,98 @@
+"""What launchers for more than one machine refuse before anything is begun."""
+
+import sys
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from fmnist_lab import cluster, config
+from fmnist_lab.cluster import slurm_queue
+from fmnist_lab.errors import UserError
+
+PRESETS = ("slurm", "ray_cluster")
+SERVER = config.Tracking(kind="server", uri="http://127.0.0.1:5000", experiment=None)
+
+
+def preset(name: str, **values: object) -> DictConfig:
+    file = config.conf_dir() / "hydra" / "launcher" / f"{name}.yaml"
+    return OmegaConf.merge(OmegaConf.load(file), values)
+
+
+def refusal(launcher: DictConfig, tracking: config.Tracking = SERVER) -> str:
+    with pytest.raises(UserError) as error:
+        cluster.prepare(launcher, tracking)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("uri", [None, "sqlite:///mlflow.db", "postgresql+psycopg://lab@db/mlflow"])
+def test_a_store_out_of_reach_of_other_machines_is_refused(monkeypatch, name, uri):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    local = config.Tracking(kind="local", uri=uri, experiment=None)
+    said = refusal(preset(name), local)
+    assert said.startswith(f"tracking.uri: received '{uri or 'sqlite:///mlflow.db'}' with hydra/")
+    assert "other machines reach neither" in said
+    assert "tracking=server tracking.uri=http://HOST:5000" in said
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_results_that_nobody_keeps_are_refused(name):
+    nowhere = config.Tracking(kind="none", uri=None, experiment=None)
+    assert "expected tracking=server" in refusal(preset(name), nowhere)
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "extra"),
+    [("slurm", "submitit", "slurm"), ("ray_cluster", "ray", "ray")],
+)
+def test_a_missing_extra_is_named_with_its_command(monkeypatch, name, library, extra):
+    monkeypatch.setitem(sys.modules, library, None)
+    said = refusal(preset(name))
+    assert f"pip install 'fmnist_lab[{extra}]'" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("slurm", "cpus_per_task", 0),
+        ("slurm", "mem_gb", "much"),
+        ("slurm", "setup", "module load cuda"),
+        ("ray_cluster", "num_cpus", 0),
+        ("ray_cluster", "max_retries", -1),
+        ("ray_cluster", "address", None),
+    ],
+)
+def test_an_option_out_of_bounds_is_refused(name, key, value):
+    said = refusal(preset(name, **{key: value}))
+    assert said.startswith(f"hydra.launcher.{key}: received ")
+    assert ", expected " in said
+
+
+def test_other_launchers_are_left_alone():
+    basic = OmegaConf.create(
+        {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
+    )
+    cluster.prepare(basic, config.Tracking(kind="local", uri=None, experiment=None))
+
+
+def test_what_slurm_writes_is_understood():
+    limits = {"infinite": float("inf"), "2-00:00:00": 2880, "1:00:00": 60, "30:00": 30}
+    assert {limit: slurm_queue.minutes(limit) for limit in limits} == limits
+    gres = {"(null)": 0, "gpu:2": 2, "gpu:a100:4(S:0-1)": 4, "gpu:a100:4,gpu:h100.mig:1,nvme:8": 5}
+    assert {each: slurm_queue.gpus(each) for each in gres} == gres
+
+
+def test_a_job_that_is_neither_queued_nor_over_is_not_forgotten():
+    def row(state: str, reason: str = "None") -> slurm_queue.Row:
+        return slurm_queue.Row(state, reason, "", "fmnist_lab")
+
+    rows = {
+        "7_0": row("RUNNING"),
+        "7_1": row("PENDING", "Resources"),
+        "7_2": row("PENDING", "AssocMaxJobsLimit"),
+        "7_3": row("NODE_FAIL"),
+        "7_4": row("COMPLETED"),
+    }
+    jobs = {number: f"7_{number}" for number in range(6)}
+    assert slurm_queue.ended(rows, jobs) == {3: "NODE_FAIL", 4: "COMPLETED", 5: "GONE"}
+    assert slurm_queue.obstacles(rows, jobs.values()) == {"AssocMaxJobsLimit": 1}
