@@ -12,7 +12,7 @@ import pytest
 from conftest import Process
 
 from fmnist_lab import tracking
-from fmnist_lab.errors import UserError
+from fmnist_lab.errors import DivergedError, UserError
 from fmnist_lab.runs.__main__ import app
 from fmnist_lab.scratch import Scratch
 from fmnist_lab.tracking import Store
@@ -266,6 +266,34 @@ def test_sync_sends_what_an_interrupted_run_has_and_leaves_it_to_be_resumed(stor
         assert (sent.events, sent.status, sent.problem) == (len(EVENTS) - 1, "", "")
     assert histories(client, run_id) == EXPECTED
     assert scratch.folder.exists()
+
+
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("saved", [True, False], ids=["a state", "no state"])
+def test_of_a_run_that_the_store_never_knew_its_state_is_kept(store, monkeypatch, saved, reason):
+    def away(*_: object) -> None:
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(tracking.Run, "_open", away)
+
+    def interrupt(run: tracking.Run) -> None:
+        if saved:
+            (run.scratch.checkpoints / "epoch-000001.npz").touch()
+        raise reason
+
+    with pytest.raises(reason), tracking.start(store, EXPERIMENT, "x", {}) as run:
+        interrupt(run)
+    assert len(list(store.unfinished.iterdir())) == saved
+
+
+@pytest.mark.parametrize(
+    ("reason", "kept"), [(UserError("no such thing"), True), (DivergedError("nan"), False)]
+)
+def test_what_there_was_before_outlives_a_mistake(store, reason, kept):
+    before = Scratch.claim(store.unfinished, "id")
+    with pytest.raises(UserError), tracking.start(store, EXPERIMENT, "x", {}, scratch=before):
+        raise reason
+    assert before.folder.exists() == kept
 
 
 # Runs whose process is gone

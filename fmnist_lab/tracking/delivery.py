@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -105,6 +106,10 @@ class Delivery:
         if self.again and self._model_is_there():
             return
         if model is None:
+            from fmnist_lab import backend
+
+            if "tensorflow" not in sys.modules:
+                backend.start(lean=True)
             import keras
 
             model = keras.saving.load_model(self.files / event["file"], compile=False)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fmnist_lab.errors import UserError
+from fmnist_lab.errors import DivergedError, UserError
 from fmnist_lab.scratch import Event, Scratch
 from fmnist_lab.tracking.delivery import Delivery, describe, is_outage, reason, reopen
 from fmnist_lab.tracking.heal import heal
@@ -231,7 +231,8 @@ class Run:
         """Let go of the scratch folder, and remove it if there is nothing to go on with."""
         if self.scratch is None:
             return
-        if resumable or self._backlog:
+        begun = bool(self.id) or any(self.scratch.checkpoints.iterdir())
+        if (resumable and begun) or self._backlog:
             self.scratch.release()
         else:
             self.scratch.remove()
@@ -312,6 +313,7 @@ def start(
     Raises:
         UserError: The store cannot be used.
     """
+    again = scratch is not None
     if store is not None and scratch is None:
         scratch = Scratch.claim(store.unfinished, tags.get("config.hash", "run"))
     run = Run(store, experiment or DEFAULT_EXPERIMENT, name, tags, scratch, run_id)
@@ -322,7 +324,7 @@ def start(
         except KeyboardInterrupt:
             with _undisturbed():
                 run.close("KILLED")
-                run.leave(resumable=bool(run.id))
+                run.leave(resumable=True)
             raise
         except BaseException as error:
             why = str(error) if isinstance(error, UserError) else traceback.format_exc()
@@ -330,9 +332,10 @@ def start(
                 with suppress(UserError):
                     run.tags({"failure": why[-5000:]})
                 run.close("FAILED")
-                # The user's own mistake would only be repeated.
+                # The user's own mistake would only be repeated; what there was before stays.
                 mistake = isinstance(error, UserError) and error.__cause__ is None
-                run.leave(resumable=bool(run.id) and not mistake)
+                diverged = isinstance(error, DivergedError)
+                run.leave(resumable=not diverged and (again or not mistake))
             raise
         else:
             with _undisturbed():
