@@ -12,14 +12,14 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fmnist_lab import provenance
-from fmnist_lab.errors import Terminated, UserError, reported
+from fmnist_lab import provenance, signals
+from fmnist_lab.errors import UserError, reported
 from fmnist_lab.overrides import explained
 from fmnist_lab.sweep import OUTCOMES, Job, Membership, job_name
 from fmnist_lab.sweep_plan import Plan, check, plan
@@ -67,7 +67,7 @@ class Conductor:
         self.screen = sweep_screen.SweepScreen(len(planned.jobs))
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="sweep", daemon=True)
-        self._sigterm = signal.signal(signal.SIGTERM, _terminate)
+        self._sigterm = signal.signal(signal.SIGTERM, signals.terminate)
         axes = "  ".join(f"{axis}={values}" for axis, values in planned.axes.items())
         jobs = f"{len(planned.jobs)} jobs: " if planned.jobs else ""
         kept = "nowhere (tracking=none)"
@@ -263,10 +263,6 @@ def begin(config: DictConfig) -> Conductor:
         launched = str(config.hydra.launcher._target_).rpartition(".")[2]
         here = launched in ("BasicLauncher", "LocalCores")
         return Conductor(planned, parent, folder, resume=resume, here=here)
-
-
-def _terminate(number: int, frame: Any) -> None:
-    raise Terminated
 
 
 def _reason(error: BaseException | None, finished: int, total: int) -> str:

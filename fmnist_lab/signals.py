@@ -6,8 +6,18 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 from fmnist_lab.errors import Terminated
+
+
+def terminate(number: int, frame: object) -> NoReturn:
+    """Handle SIGTERM by an exception, so that what was begun is ended in order.
+
+    Raises:
+        Terminated: Always.
+    """
+    raise Terminated
 
 
 @contextmanager

@@ -141,8 +141,13 @@ class Process:
 
     def stop(self) -> None:
         if self.running:
-            self._process.kill()
-        self._process.wait()
+            # It may have processes of its own to end.
+            self._process.terminate()
+            try:
+                self._process.wait(20)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
         self._out.close()
         self._err.close()
 

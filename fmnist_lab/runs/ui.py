@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from fmnist_lab import tracking
+from fmnist_lab import signals, tracking
 from fmnist_lab.errors import UserError, reported
 from fmnist_lab.runs.selection import Experiment
 
@@ -48,6 +49,7 @@ def ui(
             _show(place.uri.rstrip("/"), links, open_browser)
             return
         chosen = port or _free_port()
+        signal.signal(signal.SIGTERM, signals.terminate)
         with tempfile.TemporaryFile() as notes:
             server = _serve(place, chosen, notes.fileno())
             try:

@@ -1,32 +1,24 @@
-"""The door to measurements: `python -m fmnist_lab.benchmark`, our engine against the others."""
+"""Seconds an epoch: our engine against `fit`, PyTorch and JAX, each in a process of its own."""
 
 from __future__ import annotations
 
-import csv
 import os
-import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cyclopts import App
 from rich.console import Console
 from rich.table import Table
 
-from fmnist_lab import backend, contenders, data
+from fmnist_lab import backend, data
+from fmnist_lab.benchmark import contenders
+from fmnist_lab.benchmark.results import write_csv
 from fmnist_lab.errors import UserError, reported
-
-app = App(
-    name="python -m fmnist_lab.benchmark",
-    help="Measure speed: contenders in turn, several rounds in one run, medians and ratios.",
-    version_flags=(),
-)
 
 
 @dataclass(frozen=True)
@@ -51,7 +43,6 @@ CASES = (
 )
 
 
-@app.command
 def epochs(
     *,
     network: Literal["mlp", "cnn", "all"] = "all",
@@ -83,68 +74,13 @@ def epochs(
                 if case.network == "mlp":
                     _print_bound(case, timed["fmnist_lab"], console)
         if output:
-            output.mkdir(parents=True, exist_ok=True)
-            _write_csv(output / "epochs.csv", rows)
+            write_csv(output / "epochs.csv", rows)
             from fmnist_lab import plots
 
             plots.speed(results).savefig(output / "epochs.png")
             console.print(f"written to {output}")
 
 
-@app.command
-def job(*, rounds: int = 3, output: Path | None = None) -> None:
-    """Time whole processes: the default job, tracked and not, against the tutorial as a script.
-
-    Args:
-        rounds: How many runs of each count, after one that does not.
-        output: Folder for jobs.csv.
-    """
-    with reported():
-        module = [sys.executable, "-m"]
-        commands = {
-            "default job": [*module, "fmnist_lab.run"],
-            "default job, tracking=none": [*module, "fmnist_lab.run", "tracking=none"],
-            "tutorial as a script": [*module, "fmnist_lab.benchmark", "tutorial"],
-        }
-        timed: dict[str, list[float]] = defaultdict(list)
-        memory: dict[str, list[float]] = defaultdict(list)
-        with tempfile.TemporaryDirectory() as folder:
-            for number in range(rounds + 1):
-                for name, command in commands.items():
-                    seconds, megabytes = _run_process(command, folder)
-                    if number:
-                        timed[name].append(seconds)
-                        memory[name].append(megabytes)
-        table = Table("", "seconds", "ratio", "peak MB", "ratio", box=None, pad_edge=False)
-        rows = []
-        base_seconds = statistics.median(timed["tutorial as a script"])
-        base_memory = statistics.median(memory["tutorial as a script"])
-        for name in commands:
-            seconds, megabytes = statistics.median(timed[name]), statistics.median(memory[name])
-            table.add_row(
-                name,
-                f"{seconds:.1f} ({min(timed[name]):.1f} to {max(timed[name]):.1f})",
-                f"{seconds / base_seconds:.2f}",
-                f"{megabytes:,.0f}",
-                f"{megabytes / base_memory:.2f}",
-            )
-            rows += [
-                {"command": name, "round": i, "seconds": s, "peak_megabytes": m}
-                for i, (s, m) in enumerate(zip(timed[name], memory[name], strict=True), 1)
-            ]
-        Console(highlight=False).print(table)
-        if output:
-            output.mkdir(parents=True, exist_ok=True)
-            _write_csv(output / "jobs.csv", rows)
-
-
-@app.command(show=False)
-def tutorial() -> None:
-    """Be the tutorial's plain script."""
-    contenders.tutorial()
-
-
-@app.command(show=False)
 def contender(name: str, network: str, batch_size: int, precision: str) -> None:
     """Be a contender: train an epoch for each line on standard input, print its seconds."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -211,25 +147,6 @@ def _answer(process: subprocess.Popen[str]) -> str:
     return line
 
 
-def _run_process(command: list[str], folder: str) -> tuple[float, float]:
-    """Run a command to its end; return its wall seconds and its peak memory in megabytes."""
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-    began = time.perf_counter()
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
-    if status:
-        raise UserError(f"{' '.join(command)} ended with status {status}")
-    unit = 1e6 if platform.system() == "Darwin" else 1e3
-    return seconds, usage.ru_maxrss / unit
-
-
 def _rows(case: Case, timed: dict[str, list[float]]) -> list[dict[str, Any]]:
     return [
         {**asdict(case), "contender": name, "round": number, "seconds": round(seconds, 4)}
@@ -263,19 +180,3 @@ def _print_bound(case: Case, ours: list[float], console: Console) -> None:
         console.print(
             f"{reached / 1e9:.0f} GFLOP/s: {reached / rate:.0%} of the {rate / 1e9:.0f} of {what}"
         )
-
-
-def _write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def main() -> None:
-    """Run the command line."""
-    app()
-
-
-if __name__ == "__main__":
-    main()

@@ -6,8 +6,10 @@ the same networks, with Adam at Keras' defaults, on the same arrays held in memo
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -187,6 +189,47 @@ def tutorial() -> None:
     print(model.predict(dataset.test_images / 255.0)[0], keras.__version__)
 
 
+def logged_fit(jobs: str) -> None:
+    """Train jobs with stock `fit` and log each to MLflow, as a script would; print their seconds.
+
+    Args:
+        jobs: JSON, a list of (hidden units, epochs).
+    """
+    import keras
+    import mlflow
+    import mlflow.tensorflow
+
+    dataset = data.load()
+    took = []
+    for width, epochs in json.loads(jobs):
+        began = time.perf_counter()
+        with mlflow.start_run():
+            model = keras.Sequential(
+                [
+                    keras.Input((28, 28)),
+                    keras.layers.Flatten(),
+                    keras.layers.Dense(width, activation="relu"),
+                    keras.layers.Dense(10, activation="softmax"),
+                ]
+            )
+            model.compile(
+                optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"]
+            )
+            history = model.fit(
+                *(dataset.train_images / 255.0, dataset.train_labels),
+                validation_data=(dataset.test_images / 255.0, dataset.test_labels),
+                epochs=epochs,
+                verbose=0,
+            )
+            mlflow.log_params({"hidden_units": width, "epochs": epochs})
+            for step in range(epochs):
+                values = {name: each[step] for name, each in history.history.items()}
+                mlflow.log_metrics(values, step=step)
+            mlflow.tensorflow.log_model(model, name="model")
+        took.append(time.perf_counter() - began)
+    print(json.dumps(took))
+
+
 def matrix_products(batch_size: int, seconds: float = 1.0) -> dict[str, float]:
     """Measure the machine's float32 matrix products, in floating-point operations a second.
 
@@ -220,8 +263,6 @@ def matrix_products(batch_size: int, seconds: float = 1.0) -> dict[str, float]:
         return matrix
 
     def rate(function: Any, start: tf.Tensor, operations: float) -> float:
-        import time
-
         function(tf.constant(2), start).numpy()
         repeats, best, spent = 8, 0.0, 0.0
         while spent < seconds:

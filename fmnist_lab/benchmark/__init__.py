@@ -1,0 +1,1 @@
+"""The door to measurements, `python -m fmnist_lab.benchmark`: a module a measurement."""

@@ -1,0 +1,26 @@
+"""The measurements of `python -m fmnist_lab.benchmark`."""
+
+from cyclopts import App
+
+from fmnist_lab.benchmark.contenders import logged_fit, tutorial
+from fmnist_lab.benchmark.epochs import contender, epochs
+from fmnist_lab.benchmark.jobs import job
+from fmnist_lab.benchmark.memory import memory
+from fmnist_lab.benchmark.sweep import sweep
+
+app = App(
+    name="python -m fmnist_lab.benchmark",
+    help="Measure speed: contenders in turn, several rounds in one run, medians and ratios.",
+    version_flags=(),
+)
+app.default(epochs)
+app.command(epochs)
+app.command(job)
+app.command(sweep)
+app.command(memory)
+# Processes that the measurements start.
+for part in (contender, tutorial, logged_fit):
+    app.command(part, show=False)
+
+if __name__ == "__main__":
+    app()
