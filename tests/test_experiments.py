@@ -101,10 +101,9 @@ def comparable(row: dict[str, Any]) -> dict[str, Any]:
     row = {key: value for key, value in row.items() if key == "seed" or study.is_parameter(key)}
     row.pop("trainer.threads", None)
     numbers = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?")
-    return {
-        key: float(value) if numbers.fullmatch(str(value)) else str(value)
-        for key, value in row.items()
-    }
+    # A report takes a list of one for the one.
+    texts = {key: re.sub(r"^\[(\d+)\]$", r"\1", str(value)) for key, value in row.items()}
+    return {key: float(text) if numbers.fullmatch(text) else text for key, text in texts.items()}
 
 
 def test_its_command_is_what_the_runs_were_made_with(name):
