@@ -228,3 +228,15 @@ def test_other_test_images_are_refused_other_training_images_are_not(say, made):
     assert "data.train_limit - 1000" in flat(say("linear s0", "fewer to train"))
     for run in runs:
         made.client.delete_run(run)
+
+
+@pytest.mark.slow
+def test_trained_models_on_the_whole_data_set(doors, tmp_path):
+    """Two seeds of one setting are no evidence, a linear model against the tutorial's is."""
+    for words in (["model=linear", "seed=0"], ["model=linear", "seed=1"], ["seed=0"]):
+        assert doors("run", tmp_path, *words, "trainer.epochs=3").code == 0
+    seeds = doors("runs", tmp_path, "compare", "linear e3 s0", "linear e3 s1")
+    assert "A and B have the same setting" in seeds.out, seeds.err
+    models = flat(doors("runs", tmp_path, "compare", "linear e3 s0", "h128 e3 s0").out)
+    assert "Test accuracy of A is lower than that of B by 0.0" in models
+    assert "p < 0.001 (exact McNemar, 10,000 test images, " in models

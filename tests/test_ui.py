@@ -127,3 +127,34 @@ def test_the_sweep_itself_names_its_runs(see, links):
     visible = see(links["sweep hidden_units × seed"])  # noqa: RUF001
     names = visible("//a[starts-with(normalize-space(), 'h')]", number=4)
     assert {name.text.strip(" ,") for name in names} == {"h8 s0", "h8 s1", "h32 s0", "h32 s1"}
+
+
+def test_the_report_page_draws_its_charts_and_needs_no_network(doors, folder, browser):
+    name = "sweep hidden_units × seed"  # noqa: RUF001
+    told = doors("runs", folder, "report", name, "--output", "report")
+    assert told.code == 0, told.err
+    browser.get_log("browser")  # What other pages have said is told but once.
+    browser.get((folder / "report/report.html").as_uri())
+    charts = browser.find_elements("css selector", ".js-plotly-plot .main-svg:first-child")
+    titles = [heading.text for heading in browser.find_elements("tag name", "h2")]
+    assert titles == [
+        *("Test accuracy", "Accuracy gap", "Accuracy gap against epoch"),
+        *("Test accuracy against the gap", "Settings"),
+    ]
+    assert len(charts) == 4
+    assert all(chart.is_displayed() and chart.rect["height"] > 200 for chart in charts)
+    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+    assert not browser.execute_script("return performance.getEntriesByType('resource')")
+
+
+def test_a_click_on_a_heading_of_the_report_sorts_by_its_column(browser):
+    def widths():
+        rows = browser.find_elements("css selector", "section table tbody tr")[:2]
+        return [row.find_element("tag name", "td").text for row in rows]
+
+    heading = browser.find_element("xpath", "//th[text()='hidden units']")
+    browser.execute_script("arguments[0].scrollIntoView()", heading)
+    heading.click()
+    assert widths() == ["8", "32"]
+    heading.click()
+    assert widths() == ["32", "8"]

@@ -168,7 +168,7 @@ def _described(side: Side) -> str:
 
 
 def _differences(verdict: Verdict) -> Table:
-    table = Table("what differs", "A", "B", box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table = Table("what differs", "A", "B", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for each in verdict.differences:
         table.add_row(*map(Text, each[1:]))
     return table
@@ -179,11 +179,12 @@ def _results(verdict: Verdict) -> Table:
 
     within = list(verdict.matches[0].setting)
     short = study_plots.short_names(within)
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
     headings = [*short.values(), *(["runs"] if within else []), "A", "B"]
     for heading in [*headings, "A - B", "95 % interval", "p"]:
-        table.add_column(Text(heading), justify="right")
+        # In a narrow terminal only means fold, with their ± in a line of its own.
+        table.add_column(Text(heading), justify="right", no_wrap=heading not in ("A", "B"))
     metrics = study_plots.PAIR if within else study_plots.METRICS
     for metric in metrics:
         title = study_plots.METRICS[metric].lower()
@@ -196,7 +197,7 @@ def _results(verdict: Verdict) -> Table:
                     for side in (result.a, result.b)
                 )
                 setting = [study_plots.shown(value) for value in match.setting.values()]
-                runs = ["{} + {}".format(*match.runs)] if within else []
+                runs = ["{}+{}".format(*match.runs)] if within else []
                 table.add_row(title, *setting, *runs, *means, *_difference(result))
                 title = ""
     return table
@@ -204,7 +205,8 @@ def _results(verdict: Verdict) -> Table:
 
 def _difference(result: Result) -> tuple[str, str, str]:
     found = result.found
-    difference = f"{result.a.mean - result.b.mean:+.4f}"
+    # Rounded first, and 0 added, so that there is no -0.0000.
+    difference = f"{round(result.a.mean - result.b.mean, 4) + 0.0:+.4f}"
     if found is None or math.isnan(found.p_value):
         return difference, "", ""
     p = "< 0.001" if found.p_value < 0.001 else f"{found.p_value:.3f}"

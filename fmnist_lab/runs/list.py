@@ -21,6 +21,8 @@ from fmnist_lab.runs.selection import Experiment
 if TYPE_CHECKING:
     import pandas as pd
 
+WIDE = 120  # Columns of a terminal that has room for whole ids.
+
 
 def list_runs(
     *,
@@ -49,7 +51,11 @@ def list_runs(
                 f"{f' the filter {where}' if where else ''}"
             )
         rows = runs.to_dict("records") if where else _in_order(runs, every)
-        table = Table("run", "name", "state", "age", "accuracy/test", "accuracy/gap", box=None)
+        console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+        # The beginning of an id is as good as all of it, unless it has to be folded.
+        length = 32 if console.width >= WIDE else 8
+        table = Table("run", "name", "state", "age", "test accuracy", "gap", box=None)
+        table.columns[0].no_wrap = True
         for column in table.columns[3:]:
             column.justify = "right"
         counts = _counts(runs)
@@ -57,13 +63,12 @@ def list_runs(
         for row in rows[:most]:
             figures = (row.get(f"accuracy/{part}", math.nan) for part in ("test", "gap"))
             table.add_row(
-                row["run_id"],
+                row["run_id"][:length],
                 escape(row["name"]),
                 row["status"] + counts.get(row["run_id"], ""),
                 duration((now - row["started"]).total_seconds()),
                 *("" if math.isnan(figure) else f"{figure:.4f}" for figure in figures),
             )
-        console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
         console.print(table)
         if len(rows) > most:
             console.print(f"… and {len(rows) - most} older ones; --most {len(rows)} lists them all")
