@@ -87,7 +87,13 @@ def _unknown(key: str, words: Sequence[str]) -> str:
     choices = {
         each: option for entry in entries if entry != "_self_" for each, option in entry.items()
     }
+    everywhere = set(choices)
     choices |= dict(word.split("=", 1) for word in words if "=" in word)
+    if not name and group not in everywhere:
+        return (
+            f"{group}: received {choices[group]}, but only an experiment has this group; for "
+            f"example experiment={group} {group}={choices[group]}"
+        )
     if not name:
         # The group was given a mapping, with a key that is unknown.
         return (

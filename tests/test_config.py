@@ -197,6 +197,7 @@ def test_a_bad_override_is_one_line_that_says_what_to_do(
         ("+trainer=default", "trainer: chosen more than once"),
         ("+experiment=tutorial", "experiment: chosen more than once"),
         ("experiment=[nope]", "experiment=nope: unknown option"),
+        ("regularisation=dropout", "example experiment=regularisation regularisation=dropout"),
         ("trainer=5", "trainer"),
         ("trainer=[1]", "trainer"),
         ("experiment=2026", "experiment"),
