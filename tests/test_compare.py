@@ -215,6 +215,19 @@ def test_runs_without_result_or_predictions_are_refused(say, made):
         made.client.delete_run(run)
 
 
+def test_runs_without_a_result_are_left_out_and_said_to_be(say, made):
+    broken = [
+        made.run(f"broken s{s}", LINEAR, s, 0, status="FAILED", failure="out of memory")
+        for s in range(10, 17)
+    ]
+    said = flat(say("model=linear", "model=mlp model.hidden_units=128"))
+    assert "A 3 runs: linear s0, linear s1, linear s2" in said
+    assert "left out: broken s10 FAILED out of memory" in said
+    assert "left out: 2 more" in said
+    for run in broken:
+        made.client.delete_run(run)
+
+
 def test_other_test_images_are_refused_other_training_images_are_not(say, made):
     limited = {**LINEAR, "data.train_limit": 1000}
     runs = [

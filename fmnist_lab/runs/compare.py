@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from fmnist_lab.comparison import Result, Side, Verdict
 
+MOST_LEFT_OUT = 5  # Runs that are named, of those that have no result or repeat another.
 Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
 
 
@@ -139,8 +140,10 @@ def _show(sides: Sequence[Side], verdict: Verdict) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
     for name, side in zip("AB", sides, strict=True):
         console.print(f"{name}  {escape(_described(side))}", soft_wrap=True)
-        for run in side.study.unused:
+        for run in side.study.unused[:MOST_LEFT_OUT]:
             console.print(f"   left out: {escape('  '.join(run))}", soft_wrap=True)
+        if (more := len(side.study.unused) - MOST_LEFT_OUT) > 0:
+            console.print(f"   left out: {more} more")
     console.print()
     if verdict.differences:
         console.print(_differences(verdict))
