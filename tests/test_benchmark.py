@@ -38,7 +38,7 @@ def test_operations_are_those_of_the_networks_products():
     assert contenders.network_operations(1) == 2 * (forward_and_weights + 128 * 10)
 
 
-@pytest.mark.parametrize("command", ["epochs", "job", "memory", "sweep"])
+@pytest.mark.parametrize("command", ["epochs", "job", "memory", "store", "sweep"])
 def test_each_measurement_has_help(doors, tmp_path, command):
     process = doors("benchmark", tmp_path, command, "--help")
     assert (process.code, process.err) == (0, "")
@@ -63,3 +63,13 @@ def test_memory_is_measured(doors, tmp_path):
     rows = list(csv.DictReader((tmp_path / "kept/memory.csv").open()))
     assert [row["width"] for row in rows] == [str(32 + 8 * number) for number in range(6)]
     assert "memory grew by" in process.out
+
+
+@pytest.mark.slow
+def test_a_store_is_timed(doors, tmp_path):
+    words = ("--clients", "2", "--jobs", "3", "--runs", "1000", "--output", "kept")
+    process = doors.start("benchmark", tmp_path, "store", *words)
+    assert process.wait(900) == 0, process.err
+    rows = list(csv.DictReader((tmp_path / "kept/store.csv").open()))
+    assert len([row for row in rows if "1000 runs" in row["what"]]) == 6
+    assert all(float(row["seconds"]) > 0 for row in rows)

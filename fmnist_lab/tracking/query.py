@@ -143,9 +143,9 @@ def find(
     import pandas as pd
 
     client = client_to_read(store)
-    rows = [
-        _row(run) for run in _search(client, experiment_id_of(client, store, experiment), where)
-    ]
+    place = experiment_id_of(client, store, experiment)
+    with no_collection():
+        rows = [_row(run) for run in _search(client, place, where)]
     measured = [row["run_id"] for row in rows if curve in row]
     return pd.DataFrame(rows), curves(store, measured, curve)
 
@@ -160,7 +160,7 @@ def curves(store: Store, run_ids: Sequence[str], metric: str) -> pd.DataFrame:
     import pandas as pd
 
     client = client_of(store)
-    with _no_collection():
+    with no_collection():
         points = [
             (run_id, point.step, point.timestamp, point.value)
             for start in range(0, len(run_ids), RUNS_AT_ONCE)
@@ -242,10 +242,10 @@ def _histories(client: Any, run_ids: Sequence[str], metric: str) -> Iterator[tup
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Keep Python's collector from walking through all that a store returns, again and again.
 
-    For thousands of runs it took more than half of the time.
+    For thousands of runs it takes more than half of the time.
     """
     was_on = gc.isenabled()
     gc.disable()

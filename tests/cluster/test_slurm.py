@@ -44,8 +44,8 @@ def worker_of(job: str) -> int:
 
 
 def test_a_sweep_is_the_same_on_two_nodes(doors: Doors, env, client, baseline, tmp_path):
-    done = doors("run", tmp_path, *ON_SLURM, *TWELVE, "tracking.experiment=slurm", **env)
-    assert (done.code, done.err) == (0, "")
+    done = doors.start("run", tmp_path, *ON_SLURM, *TWELVE, "tracking.experiment=slurm", **env)
+    assert (done.wait(900), done.err) == (0, "")
     swept = Swept(client, "slurm")
     assert swept.parent.info.status == "FINISHED"
     assert swept.states() == [(number, "FINISHED") for number in range(12)]
@@ -75,7 +75,7 @@ def kill_one(doors, env, client, folder, experiment) -> None:
     wait_for(training, "a job has trained for an epoch", 240)
     victim = training()[0]
     os.kill(worker_of(victim.data.tags["slurm.job"]), signal.SIGKILL)
-    assert sweep.wait(300) == 0, sweep.err
+    assert sweep.wait(600) == 0, sweep.err
     assert "is submitted again" in sweep.out
     swept = Swept(client, experiment)
     assert swept.states() == [(0, "FINISHED"), (1, "FINISHED"), (2, "FINISHED")]
@@ -100,8 +100,8 @@ def test_ctrl_c_empties_the_queue_and_resume_finishes_the_sweep(
     assert "jobs of this sweep still run" in again.error
     empty = lambda: not cluster.command("squeue", "--noheader").strip()  # noqa: E731
     wait_for(empty, "the running jobs are over", 240)
-    again = doors("run", tmp_path, *words, "resume=true", **env)
-    assert again.code == 0, again.err
+    again = doors.start("run", tmp_path, *words, "resume=true", **env)
+    assert again.wait(600) == 0, again.err
     swept = Swept(client, "slurm-interrupted")
     assert swept.states() == [(0, "FINISHED"), (1, "FINISHED"), (2, "FINISHED")]
 
