@@ -17,10 +17,19 @@ from fmnist_lab import checkpoint
 
 pytestmark = pytest.mark.slow
 
-WORDS = (
-    *("data.train_limit=20000", "data.test_limit=500", "trainer.epochs=60", "trainer.threads=1"),
-    "checkpoint.every=1",
-)
+# Stops after the third and the sixth epoch until it is let on.
+GATE = """
+import time
+from pathlib import Path
+import keras
+
+class Gate(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        Path(f"{epoch + 1}.reached").touch()
+        while epoch + 1 in (3, 6) and not Path(f"{epoch + 1}.go").exists():
+            time.sleep(0.05)
+"""
+WORDS = (*QUICK[:2], "trainer.epochs=8", "checkpoint.every=1", "+callbacks.gate._target_=own.Gate")
 
 
 class Server:
@@ -75,11 +84,37 @@ def server(tmp_path):
     found.kill()
 
 
+class Gated:
+    """A run that goes on when it is let."""
+
+    def __init__(self, doors: Doors, folder: Path, *words: str) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "own.py").write_text(GATE)
+        self.folder = folder
+        self.process = doors.start("run", folder, *WORDS, *words)
+
+    def reach(self, epoch: int) -> None:
+        """Wait until it stands after an epoch."""
+        while not (self.folder / f"{epoch}.reached").exists():
+            assert self.process.running, self.process.err
+            time.sleep(0.05)
+
+    def let(self, epoch: int) -> None:
+        (self.folder / f"{epoch}.go").touch()
+
+    def end(self) -> str:
+        """Let it come to its end, a good one, and return what it said."""
+        for epoch in (3, 6):
+            self.let(epoch)
+        assert self.process.wait(600) == 0, self.process.err
+        assert self.process.err == ""
+        return self.process.out
+
+
 @pytest.fixture(scope="module")
 def undisturbed(backend, doors, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("undisturbed")
-    process = doors("run", folder, *WORDS)
-    assert process.code == 0, process.err
+    Gated(doors, folder).end()
     return comparable(f"sqlite:///{folder}/mlflow.db")
 
 
@@ -87,50 +122,37 @@ def comparable(uri: str) -> dict:
     return {name: value for name, value in outcome(uri).items() if name not in ("id", "left")}
 
 
-def wait_for(process: Process, text: str) -> None:
-    deadline = time.monotonic() + 120
-    while text not in process.out:
-        assert process.running, process.err
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def begun(doors: Doors, server: Server, folder: Path) -> Process:
-    """Start a run that keeps its figures on the server, and kill that in the midst of it."""
-    folder.mkdir()
-    process = doors.start("run", folder, *WORDS, f"tracking.uri={server.uri}")
-    wait_for(process, " 5/60 ")
+def without_its_server(doors: Doors, server: Server, folder: Path) -> Gated:
+    """Start a run, take its server away after three epochs, and have it train on for three."""
+    run = Gated(doors, folder, f"tracking.uri={server.uri}")
+    run.reach(3)
     server.kill()
-    wait_for(process, " 30/60 ")
-    return process
+    run.let(3)
+    run.reach(6)
+    return run
 
 
 def test_a_server_that_is_away_for_a_while_has_it_all_in_the_end(
     undisturbed, doors, server, tmp_path
 ):
-    process = begun(doors, server, tmp_path / "run")
+    run = without_its_server(doors, server, tmp_path / "run")
     server.start()
-    assert process.wait() == 0, process.err
-    assert process.err == ""
-    assert "could not be reached" not in process.out
+    assert "could not be reached" not in run.end()
     assert comparable(server.uri) == undisturbed
-    assert list((tmp_path / "run/mlruns/unfinished").iterdir()) == []
+    assert list((run.folder / "mlruns/unfinished").iterdir()) == []
 
 
 def test_a_server_that_stays_away_gets_it_all_by_sync(undisturbed, doors, server, tmp_path):
-    folder = tmp_path / "run"
-    process = begun(doors, server, folder)
-    assert process.wait() == 0, process.err
-    assert process.err == ""
-    assert "python -m fmnist_lab.runs sync" in process.out
-    assert doors("runs", folder, "sync").code == 1
+    run = without_its_server(doors, server, tmp_path / "run")
+    assert "python -m fmnist_lab.runs sync" in run.end()
+    assert doors("runs", run.folder, "sync").code == 1
     server.start()
-    sent = doors("runs", folder, "sync")
+    sent = doors("runs", run.folder, "sync")
     assert (sent.code, sent.err) == (0, "")
     assert "it is complete" in sent.out
     assert comparable(server.uri) == undisturbed
-    assert list((folder / "mlruns/unfinished").iterdir()) == []
-    assert doors("runs", folder, "sync").out.startswith("Nothing to send")
+    assert list((run.folder / "mlruns/unfinished").iterdir()) == []
+    assert doors("runs", run.folder, "sync").out.startswith("Nothing to send")
 
 
 # Many writers

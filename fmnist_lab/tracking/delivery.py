@@ -99,17 +99,18 @@ class Delivery:
         self.client.log_inputs(self.run_id, [DatasetInput(used, [context])])
 
     def _model(self, event: Mapping[str, Any], model: keras.Model | None) -> None:
+        if self.again and self._model_is_there():
+            return
+        if "tensorflow" not in sys.modules:
+            # MLflow's flavour imports it as well, and it would have a lot to say.
+            from fmnist_lab import backend
+
+            backend.start(lean=True)
         import mlflow.keras
         from mlflow.models import Model, ModelSignature
         from mlflow.types import Schema, TensorSpec
 
-        if self.again and self._model_is_there():
-            return
         if model is None:
-            from fmnist_lab import backend
-
-            if "tensorflow" not in sys.modules:
-                backend.start(lean=True)
             import keras
 
             model = keras.saving.load_model(self.files / event["file"], compile=False)
