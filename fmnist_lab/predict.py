@@ -67,7 +67,9 @@ class Classifier:
                 f"(n, {', '.join(map(str, shape))})"
             )
         pixels = images.dtype.kind in "ui" or (
-            images.dtype.kind == "f" and bool((images % 1 == 0).all())
+            images.dtype.kind == "f"
+            and bool(np.isfinite(images).all())
+            and bool((images == np.floor(images)).all())
         )
         if not pixels or (images.size and (images.min() < 0 or images.max() > 255)):
             raise UserError(

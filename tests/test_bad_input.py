@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import one_line
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from idx_files import tiny, write
@@ -206,6 +206,9 @@ ANYTHING = arrays() | st.recursive(
 def test_what_is_no_image_is_refused_and_what_is_one_is_predicted(examples, classifier):
     @hunt(examples)
     @given(ANYTHING)
+    @example(np.full((28, 28), np.inf, np.float16))
+    @example(np.full((28, 28), np.nan, np.float16))
+    @example(np.full((28, 28), np.inf, np.float64))
     def check(images: object) -> None:
         try:
             probabilities = classifier.predict(images)
