@@ -131,6 +131,7 @@ def train(
     program = _program(model, optimizer, recipe)
     check_callbacks(callbacks, validation is not None)
     listeners = _Listeners(callbacks, model, optimizer, epochs)
+    pixels, classes = tf.constant(images), tf.constant(labels, tf.int32)
     with listeners:
         if on_begin:
             on_begin()
@@ -141,7 +142,8 @@ def train(
             program.load(model, optimizer)
             report = (lambda seen, n=number: on_progress(n, seen)) if on_progress else None
             started = time.perf_counter()
-            loss_sum, hits = program.run(images[order], labels[order], rates, seed, report)
+            shuffled = tf.gather(pixels, order), tf.gather(classes, order)
+            loss_sum, hits = program.run(*shuffled, rates, seed, report)
             seconds = time.perf_counter() - started
             program.store(model, optimizer)
             if not math.isfinite(loss_sum):
@@ -184,7 +186,8 @@ def compile_ahead(
     """
     program = _program(model, optimizer, recipe)
     rates = _rates(optimizer, math.ceil(len(images) / recipe.batch_size))
-    for batches in _batches(images, labels, rates, recipe.batch_size):
+    pixels, classes = tf.constant(images), tf.constant(labels, tf.int32)
+    for batches in _batches(pixels, classes, rates, recipe.batch_size):
         program.steps(*batches, *_span(0, 0, 0), *_NOTHING)
 
 
@@ -383,8 +386,8 @@ class _Program:
 
     def run(
         self,
-        images: np.ndarray,
-        labels: np.ndarray,
+        images: tf.Tensor,
+        labels: tf.Tensor,
         rates: np.ndarray,
         seed: int,
         report: Callable[[int], None] | None,
@@ -474,7 +477,7 @@ _NOTHING = (tf.constant(0.0), tf.constant(0.0))
 
 
 def _batches(
-    images: np.ndarray, labels: np.ndarray, rates: np.ndarray, batch_size: int
+    images: tf.Tensor, labels: tf.Tensor, rates: np.ndarray, batch_size: int
 ) -> list[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
     """Cut an epoch into batches, in order: all the full ones, then the smaller last.
 
@@ -484,20 +487,15 @@ def _batches(
     Returns:
         One or two groups of images (steps, size, ...), labels (steps, size) and rates (steps,).
     """
-    steps = len(images) // batch_size
+    steps, rest = divmod(len(images), batch_size)
     whole = steps * batch_size
     groups = []
     if steps:
-        shape = (steps, batch_size)
-        groups.append((images[:whole], labels[:whole], rates[:steps], shape))
-    if whole < len(images):
-        groups.append((images[whole:], labels[whole:], rates[steps:], (1, len(images) - whole)))
+        groups.append((images[:whole], labels[:whole], rates[:steps], (steps, batch_size)))
+    if rest:
+        groups.append((images[whole:], labels[whole:], rates[steps:], (1, rest)))
     return [
-        (
-            tf.constant(x.reshape(*shape, *x.shape[1:])),
-            tf.constant(y.reshape(shape), tf.int32),
-            tf.constant(rate),
-        )
+        (tf.reshape(x, (*shape, *x.shape[1:])), tf.reshape(y, shape), tf.constant(rate))
         for x, y, rate, shape in groups
     ]
 
@@ -618,4 +616,5 @@ def _swap_averages(model: keras.Model, optimizer: keras.Optimizer) -> None:
 
 def _copy(source: list[keras.Variable], target: list[keras.Variable]) -> None:
     for old, new in zip(target, source, strict=True):
-        old.assign(new)
+        # Past Keras, whose conversions take ten times as long as the copy.
+        old.value.assign(new.value, read_value=False)
