@@ -181,11 +181,11 @@ def _work(pipe: Connection, task: Task) -> None:
 
 def _do(task: Task, job: int, overrides: list[str]) -> JobReturn | Exception:
     try:
-        load = task.context.config_loader.load_sweep_config
-        config = load(task.config, overrides)
-        if task.threads is not None and config.trainer.threads is None:
-            config = load(task.config, [*overrides, f"trainer.threads={task.threads}"])
+        config = task.context.config_loader.load_sweep_config(task.config, overrides)
         with open_dict(config):
+            if task.threads is not None and config.trainer.threads is None:
+                config.trainer.threads = task.threads
+                config.hydra.overrides.task.append(f"trainer.threads={task.threads}")
             config.hydra.job.id = job
             config.hydra.job.num = job
         return run_job(

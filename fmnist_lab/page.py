@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backend_bases import RendererBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.path import Path
+from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
+from matplotlib.transforms import Affine2D
 from numpy.typing import NDArray
 
 # Right and wrong, train and test. They stay apart under the common kinds of colour blindness and
@@ -57,7 +61,8 @@ class Page:
         """Write a text at a place, by default from there to the right, on its baseline."""
         # A dollar sign in a class name does not start a formula.
         style |= {"family": FONT, "parse_math": False, "usetex": False}
-        self.axes.text(x, y, text, size=size, color=color, **style)
+        label = _Label(x, y, text, size=size, color=color, transform=self.axes.transData, **style)
+        self.axes.add_artist(label)
 
     def boxes(self, boxes: Iterable[Box], color: Any, edge: Any = "none") -> None:
         """Draw boxes, of one colour or one each."""
@@ -178,6 +183,85 @@ def wrap(text: str, size: float, room: float, weight: str = "normal") -> list[st
         else:
             lines.append(cut(word, size, room, weight))
     return lines
+
+
+class _Label(Text):
+    """A line of text whose letters are drawn as outlines, each made once for all figures.
+
+    A run's figures have three hundred texts. Matplotlib lays out and renders each anew, which took
+    half of the time of them all.
+    """
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draw it into pixels; anything but pixels, and a text on a box, is left to matplotlib."""
+        text, weight = self.get_text(), str(self.get_fontweight())
+        if not text or not self.get_visible():
+            return
+        if not isinstance(renderer, RendererAgg) or self.get_bbox_patch() or "\n" in text:
+            super().draw(renderer)
+            return
+        x, y = self.get_transform().transform(self.get_unitless_position())
+        size = float(self.get_fontsize())
+        pixels = renderer.points_to_pixels(size)
+        turned = Affine2D().scale(pixels).rotate_deg(self.get_rotation())
+        left, low = self._anchor(width_of(text, 1, weight), turned)
+        upright = self.get_rotation() % 180 == 0
+        # A baseline between two rows of pixels would blur every letter on it.
+        turned.translate(x - left, round(y - low) if upright else y - low)
+        context = renderer.new_gc()
+        context.set_foreground(self.get_color())
+        context.set_linewidth(0)
+        renderer.draw_path(context, _outline(text, weight), turned, context.get_rgb())
+        context.restore()
+
+    def _anchor(self, width: float, turned: Affine2D) -> tuple[float, float]:
+        """Return the point of the turned text, in pixels, that lies on its place.
+
+        As matplotlib has it: of the turned text's bounds, or of the text before it is turned.
+        """
+        ascent, descent = _heights()
+        corners = np.array([(0, -descent), (width, -descent), (width, ascent), (0, ascent)])
+        anchored = self.get_rotation_mode() == "anchor"
+        if not anchored:
+            corners = turned.transform(corners)
+        (left, low), (right, high) = corners.min(axis=0), corners.max(axis=0)
+        baseline = 0.0 if anchored or self.get_rotation() % 360 == 0 else low
+        x = {"left": left, "center": (left + right) / 2, "right": right}
+        y = {
+            "bottom": low,
+            "top": high,
+            "center": (low + high) / 2,
+            "baseline": baseline,
+            "center_baseline": (baseline + high) / 2,
+        }
+        point = x[self.get_horizontalalignment()], y[self.get_verticalalignment()]
+        return tuple(turned.transform(point)) if anchored else point
+
+
+@lru_cache(maxsize=4096)
+def _outline(text: str, weight: str) -> Path:
+    """Return a line's letters from (0, 0) to the right, at a type size of 1."""
+    paths, x = [], 0.0
+    for letter in text:
+        outline = _letter(letter, weight)
+        paths.append(Path(np.add(outline.vertices, (x, 0)), outline.codes))
+        x += _advance(letter, weight)
+    return Path.make_compound_path(*paths)
+
+
+@lru_cache(maxsize=4096)
+def _letter(letter: str, weight: str) -> Path:
+    font = FontProperties(family=FONT, weight=weight)
+    vertices, codes = text_to_path.get_text_path(font, letter)
+    return Path(np.asarray(vertices).reshape(-1, 2) / text_to_path.FONT_SCALE, codes)
+
+
+@lru_cache(maxsize=1)
+def _heights() -> tuple[float, float]:
+    """Return how far a line reaches above and below its baseline, at a type size of 1."""
+    font = FontProperties(family=FONT, size=1)
+    _, height, descent = text_to_path.get_text_width_height_descent("lp", font, False)
+    return height - descent, descent
 
 
 @lru_cache(maxsize=4096)
