@@ -17,7 +17,7 @@ from fmnist_lab.runs.__main__ import app
 from fmnist_lab.scratch import Scratch
 from fmnist_lab.tracking import Store
 from fmnist_lab.tracking import run as run_module
-from fmnist_lab.tracking.delivery import Delivery, describe, is_outage
+from fmnist_lab.tracking.delivery import Delivery, batch, describe, is_outage
 from fmnist_lab.tracking.heal import this_process
 
 EXPERIMENT = "fmnist_lab"
@@ -504,3 +504,30 @@ def test_a_server_in_trouble_is_asked_again_and_a_refusal_is_one(
     with pytest.raises(Exception) as caught:  # noqa: PT011
         delivery.deliver(EVENTS[2])
     assert is_outage(caught.value) == outage, caught.value
+
+
+def test_values_go_to_the_store_together_as_far_as_one_call_takes_them():
+    params = {"kind": "params", "values": {str(number): "1" for number in range(60)}}
+    point = {"kind": "metrics", "step": 1, "time": 1, "values": {"loss": 1.0}}
+    file = {"kind": "file", "name": "a"}
+    assert batch([params, point, point, file, point]) == [params, point, point]
+    assert batch([params, params]) == [params]
+    assert batch([file, point]) == [file]
+    assert len(batch([point] * 900)) == 800
+
+
+def test_of_values_that_go_together_only_what_is_refused_is_missing(store, client):
+    held = threading.Event()
+    with (
+        pytest.raises(UserError, match="incomplete"),
+        tracking.start(store, None, "run", {}) as run,
+    ):
+        run.write(held.wait)
+        run.params({"kept": "1"})
+        run.params({"k" * 1000: "refused"})
+        run.metrics({"loss": 1.0}, step=1)
+        run.metrics({"loss": 0.5}, step=2)
+        held.set()
+    kept = client.get_run(run.id)
+    assert kept.data.params == {"kept": "1"}
+    assert [point.value for point in client.get_metric_history(run.id, "loss")] == [1.0, 0.5]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 # What MLflow says when the store may do better later; SQLite's lock is among them.
 PASSING = ("TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED", "DEADLINE_EXCEEDED")
+
+
+# Kinds of events that one call can take several of, and how many values MLflow takes in a call.
+VALUES = ("params", "metrics", "tags")
+MOST_VALUES = {"params": 100, "metrics": 800, "tags": 100}
 
 
 class Delivery:
@@ -50,12 +55,8 @@ class Delivery:
             model: The model of a model event, if it is at hand.
         """
         match event["kind"]:
-            case "params":
-                self._params(event["values"])
-            case "metrics":
-                self._metrics(event["values"], event["step"], event["time"])
-            case "tags":
-                self._tags(event["values"])
+            case kind if kind in VALUES:
+                self.deliver_values([event])
             case "file":
                 self.client.log_artifact(self.run_id, str(self.files / event["name"]))
             case "dataset":
@@ -65,21 +66,21 @@ class Delivery:
             case "end":
                 self.client.set_terminated(self.run_id, event["status"], event["time"])
 
-    def _params(self, values: Mapping[str, str]) -> None:
-        from mlflow.entities import Param
+    def deliver_values(self, events: Sequence[Mapping[str, Any]]) -> None:
+        """Take events of the kinds in `VALUES` to the store, all of them in one call or none."""
+        from mlflow.entities import Metric, Param, RunTag
 
-        self.client.log_batch(self.run_id, params=[Param(*item) for item in values.items()])
-
-    def _metrics(self, values: Mapping[str, float], step: int, time: int) -> None:
-        from mlflow.entities import Metric
-
-        points = [Metric(name, value, time, step) for name, value in values.items()]
-        self.client.log_batch(self.run_id, metrics=points)
-
-    def _tags(self, values: Mapping[str, str]) -> None:
-        from mlflow.entities import RunTag
-
-        self.client.log_batch(self.run_id, tags=[RunTag(*item) for item in values.items()])
+        metrics, params, tags = [], [], []
+        for event in events:
+            for name, value in event["values"].items():
+                match event["kind"]:
+                    case "metrics":
+                        metrics.append(Metric(name, value, event["time"], event["step"]))
+                    case "params":
+                        params.append(Param(name, value))
+                    case "tags":
+                        tags.append(RunTag(name, value))
+        self.client.log_batch(self.run_id, metrics, params, tags)
 
     def _dataset(self, event: Mapping[str, Any]) -> None:
         from mlflow.data.code_dataset_source import CodeDatasetSource
@@ -155,6 +156,19 @@ class Delivery:
             if location.scheme == "file":
                 shutil.rmtree(Path(unquote(location.path)).parent, ignore_errors=True)
         return False
+
+
+def batch(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the first events as far as one call can take them, or else the first alone."""
+    room, taken = dict(MOST_VALUES), list[Mapping[str, Any]]()
+    for event in events:
+        kind = event["kind"]
+        if kind in VALUES:
+            room[kind] -= len(event["values"])
+        if kind not in VALUES or room[kind] < 0:
+            return taken or [event]
+        taken.append(event)
+    return taken
 
 
 def is_outage(error: BaseException) -> bool:

@@ -24,7 +24,7 @@ import numpy as np
 
 from fmnist_lab.errors import DivergedError, UserError
 from fmnist_lab.scratch import Event, Scratch
-from fmnist_lab.tracking.delivery import Delivery, describe, is_outage, reason, reopen
+from fmnist_lab.tracking.delivery import Delivery, batch, describe, is_outage, reason, reopen
 from fmnist_lab.tracking.heal import heal
 from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, Store, asking
 
@@ -70,6 +70,7 @@ class Run:
                 # Files are made anew; the rest may not have come through.
                 kinds = ("params", "metrics", "tags", "dataset")
                 self._backlog.extend((event, None) for event in earlier if event["kind"] in kinds)
+            self._again = bool(self._backlog)
             self._tasks.append(
                 self._writer.submit(self._open, store, experiment, dict(tags), run_id)
             )
@@ -87,7 +88,7 @@ class Run:
                 run_id = made.info.run_id
         opened = {"kind": "run", "id": run_id, "name": self.name, "store": store.uri}
         self.scratch.append(opened)
-        self._delivery = Delivery(store, run_id, self.scratch.files, again=bool(self._backlog))
+        self._delivery = Delivery(store, run_id, self.scratch.files, again=self._again)
         self.id = run_id
         self._flush()
         # A courtesy to others, which is not to harm this run.
@@ -232,7 +233,7 @@ class Run:
         if self.scratch is None:
             return
         begun = bool(self.id) or any(self.scratch.checkpoints.iterdir())
-        if (resumable and begun) or self._backlog:
+        if (resumable and begun) or (self.id and self._backlog):
             self.scratch.release()
         else:
             self.scratch.remove()
@@ -249,7 +250,12 @@ class Run:
                     f"{self.scratch.folder} cannot be written: {error.strerror}; make room, and "
                     "repeat the command with resume=true"
                 ) from error
-        self.write(lambda: self._send(event), essential=True)
+        if event["kind"] == "end":
+            self.write(lambda: self._send(event), essential=True)
+            return
+        # At once, so that what the store is slow to take goes there together.
+        self._backlog.append((event, None))
+        self.write(self._flush, essential=True)
 
     def _file(self, file: str, make: Callable[[Path], object], *, essential: bool = False) -> None:
         """Have a file made and sent."""
@@ -271,18 +277,28 @@ class Run:
         """Deliver what waits, in order, unless the store was away a moment ago."""
         if time.monotonic() < self._retry_at and not at_once:
             return
+        together = True
         while self._backlog:
+            events = batch(event for event, _ in tuple(self._backlog)) if together else []
             try:
-                self._delivery.deliver(*self._backlog[0])
+                if len(events) > 1:
+                    self._delivery.deliver_values(events)
+                else:
+                    self._delivery.deliver(*self._backlog[0])
             except Exception as error:
                 if is_outage(error):
                     self.outage = reason(error)
                     self._retry_at = time.monotonic() + RETRY_SECONDS
                     self._delivery.again = True
                     return
+                if len(events) > 1:
+                    # One of them is refused, and is not to take the others along.
+                    together = False
+                    continue
                 self._refused.append(error)
             self._retry_at = 0.0
-            self._backlog.popleft()
+            for _ in range(max(len(events), 1)):
+                self._backlog.popleft()
 
 
 @contextmanager
