@@ -517,17 +517,21 @@ def test_values_go_to_the_store_together_as_far_as_one_call_takes_them():
 
 
 def test_of_values_that_go_together_only_what_is_refused_is_missing(store, client):
-    held = threading.Event()
-    with (
-        pytest.raises(UserError, match="incomplete"),
-        tracking.start(store, None, "run", {}) as run,
-    ):
-        run.write(held.wait)
-        run.params({"kept": "1"})
-        run.params({"k" * 1000: "refused"})
-        run.metrics({"loss": 1.0}, step=1)
-        run.metrics({"loss": 0.5}, step=2)
-        held.set()
-    kept = client.get_run(run.id)
+    held, ids = threading.Event(), []
+
+    def log() -> None:
+        with tracking.start(store, None, "run", {}) as run:
+            run.write(held.wait)
+            run.params({"kept": "1"})
+            run.params({"k" * 1000: "refused"})
+            run.metrics({"loss": 1.0}, step=1)
+            run.metrics({"loss": 0.5}, step=2)
+            held.set()
+            run.wait_until_open()
+            ids.append(run.id)
+
+    with pytest.raises(UserError, match="incomplete"):
+        log()
+    kept = client.get_run(ids[0])
     assert kept.data.params == {"kept": "1"}
-    assert [point.value for point in client.get_metric_history(run.id, "loss")] == [1.0, 0.5]
+    assert [point.value for point in client.get_metric_history(ids[0], "loss")] == [1.0, 0.5]

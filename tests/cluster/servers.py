@@ -22,6 +22,7 @@ default_permission = NO_PERMISSIONS
 database_uri = {database}
 admin_username = admin
 admin_password = {password}
+auth_cache_ttl_seconds = 60
 """
 
 
