@@ -139,6 +139,16 @@ class Process:
     def kill(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    def descendants(self) -> list[int]:
+        """Return the processes that it has started, and theirs."""
+        found, parents = [], [self._process.pid]
+        while parents:
+            file = Path(f"/proc/{(parent := parents.pop())}/task/{parent}/children")
+            children = [int(each) for each in file.read_text().split()]
+            found += children
+            parents += children
+        return found
+
     def stop(self) -> None:
         if self.running:
             # It may have processes of its own to end.

@@ -1,10 +1,12 @@
 """Sweeps: a parent run, a child for each job, whatever becomes of them."""
 
 import csv
+import os
 import re
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -187,16 +189,7 @@ def test_ctrl_c_ends_a_sweep_in_a_known_state(doors, tmp_path, launcher):
     words = ("-m", f"hydra/launcher={launcher}", "trainer.epochs=5000,5001", *TINY)
     process = doors.start("run", tmp_path, *words)
 
-    def trains() -> bool:
-        if not (tmp_path / "mlflow.db").exists():
-            return False
-        try:
-            children = Kept(tmp_path).children
-        except ValueError:
-            return False  # the store is being made
-        return any("accuracy/test" in child.data.metrics for child in children)
-
-    wait_until(trains)
+    wait_until(lambda: "accuracy/test" in measured(tmp_path))
     process.kill(signal.SIGINT)
     assert process.wait(90) == 128 + signal.SIGINT
     assert "Traceback" not in process.out + process.err
@@ -204,3 +197,92 @@ def test_ctrl_c_ends_a_sweep_in_a_known_state(doors, tmp_path, launcher):
     assert kept.parent.info.status == "KILLED"
     assert kept.states()
     assert set(kept.states().values()) == {"KILLED"}
+
+
+SIX = ("-m", "trainer.epochs=1,2", "seed=range(3)", LOCAL_CORES, "trainer.threads=1", *TINY)
+
+
+def figures(kept: Kept) -> dict[str, list[dict[str, str]]]:
+    """What the summary on the parent says of each setting and run, but for ids and times."""
+    rows = csv.DictReader(kept.text(kept.parent, "results.csv").splitlines())
+    said = [
+        {
+            name: value
+            for name, value in row.items()
+            if name.startswith(("accuracy/", "loss/", "trainer.", "seed"))
+        }
+        for row in rows
+    ]
+    return {"results": sorted(said, key=str), "finished": [kept.parent.data.metrics]}
+
+
+def children(folder: Path) -> list[Run]:
+    if not (folder / "mlflow.db").exists():
+        return []
+    try:
+        return Kept(folder).children
+    except ValueError:
+        return []  # the store is being made
+
+
+def finished(folder: Path) -> set[str]:
+    return {child.info.run_id for child in children(folder) if child.info.status == "FINISHED"}
+
+
+def measured(folder: Path) -> set[str]:
+    return {metric for child in children(folder) for metric in child.data.metrics}
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_is_finished_by_resume_to_the_bits_of_one_that_was_not(doors, tmp_path):
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    for folder in (killed, undisturbed):
+        folder.mkdir()
+    process = doors.start("run", killed, *SIX)
+    wait_until(lambda: len(finished(killed)) >= 2)
+    workers = process.descendants()
+    assert len(workers) >= 2
+    process.kill(signal.SIGKILL)
+    for worker in workers:
+        with suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+    process.wait()
+    before = finished(killed)
+    assert 2 <= len(before) < 6, "too late"
+    for _ in range(2):  # the second time there is nothing left to do
+        resumed = doors("run", killed, *SIX, "resume=true")
+        assert (resumed.code, resumed.err) == (0, "")
+    kept = Kept(killed)
+    assert [kept.number(child) for child in kept.children] == list(range(6))
+    assert set(kept.states().values()) == {"FINISHED"}
+    assert kept.parent.info.status == "FINISHED"
+    assert before < {child.info.run_id for child in kept.children}
+    assert doors("run", undisturbed, *SIX).code == 0
+    assert figures(kept) == figures(Kept(undisturbed))
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_its_own_job_alone(doors, tmp_path):
+    words = ("-m", "trainer.epochs=300", "seed=range(3)", LOCAL_CORES, *TINY)
+    process = doors.start("run", tmp_path, *words)
+    wait_until(lambda: "accuracy/test" in measured(tmp_path))
+    commands = {each: Path(f"/proc/{each}/cmdline").read_text() for each in process.descendants()}
+    worker = next(each for each, command in commands.items() if "spawn_main" in command)
+    os.kill(worker, signal.SIGKILL)
+    assert process.wait(300) == 1
+    assert "2 finished, 1 failed" in process.out
+    assert "its worker process was ended by SIGKILL" in process.out
+    resumed = doors("run", tmp_path, *words, "resume=true")
+    assert (resumed.code, resumed.err) == (0, "")
+    kept = Kept(tmp_path)
+    assert [kept.number(child) for child in kept.children] == [0, 1, 2]
+    assert set(kept.states().values()) == {"FINISHED"}
+
+
+@pytest.mark.slow
+def test_a_sweep_that_keeps_nothing_says_all_the_same_what_came_out(doors, tmp_path):
+    process = doors("run", tmp_path, *SIX, "tracking=none")
+    assert (process.code, process.err) == (0, "")
+    assert "6 jobs in" in process.out
+    assert re.search(r"^ +1 +3 +0\.\d{4} ± 0\.\d{4}", process.out, re.M)
+    assert not (tmp_path / "mlflow.db").exists()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import chdir
+from contextlib import chdir, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,21 @@ def store(
     uri: str | None = None,
     clients: int = 4,
     jobs: int = 200,
+    train: bool = False,
     runs: int = 10_000,
     output: Path | None = None,
 ) -> None:
     """Time a store: short jobs of several clients at once, and questions about thousands of runs.
 
     A job here does all the writing of a real one but for its pictures and its model, and no
-    training. The many runs are copies of one, written into the database itself.
+    training, unless it is told to. The many runs are copies of one, written into the database
+    itself.
 
     Args:
-        uri: The store, which the runs stay in; left out, a new SQLite file that is deleted.
+        uri: A store to be compared with a new SQLite file; the runs stay there.
         clients: Processes that do jobs at the same time.
         jobs: How many jobs they do together.
+        train: Have them do real jobs: an epoch of 1,000 images, with all pictures and the model.
         runs: How many runs are simulated, in thousands; 0 for none, as behind a server.
         output: Folder for store.csv.
     """
@@ -56,10 +60,13 @@ def store(
         if output:
             output = output.absolute()
         with chdir(folder):
-            place = tracking.Store.locate(uri)
             experiment = f"benchmark {time.strftime('%Y-%m-%d %H:%M:%S')}"
-            place.open(experiment)
-            rows = [*_short_jobs(place, experiment, clients, jobs)]
+            rows: list[dict[str, Any]] = []
+            for address in filter(None, ("sqlite:///mlflow.db", uri)):
+                place = tracking.Store.locate(address)
+                place.open(experiment)
+                name = "a server" if place.database is None else "SQLite"
+                rows += _short_jobs(place, experiment, clients, jobs, train, name)
             if runs:
                 rows += _many_runs(place, experiment, runs)
         table = Table("", "seconds", box=None, pad_edge=False)
@@ -70,15 +77,23 @@ def store(
             write_csv(output / "store.csv", rows)
 
 
-def store_client(uri: str, experiment: str, first: int, jobs: int) -> None:
+def store_client(uri: str, experiment: str, first: int, jobs: int, *, train: bool = False) -> None:
     """Be a client: do jobs, after a line on standard input."""
     place = tracking.Store.locate(uri)
-    config = _config()
+    short = {"data.train_limit": 1000, "data.test_limit": 1000, "trainer.epochs": 1}
+    known = {"tracking.uri": uri, "tracking.experiment": f"'{experiment}'"}
+    config = _config(**(short | known if train else {}))
     place.open(experiment)
     print("ready", flush=True)
     sys.stdin.readline()
     for number in range(first, first + jobs):
-        job(place, experiment, config, f"job {number}", {})
+        if train:
+            from fmnist_lab import jobs as real
+
+            with redirect_stdout(io.StringIO()):
+                real.train(_config(**short, **known, seed=number))
+        else:
+            job(place, experiment, config, f"job {number}", {})
 
 
 def job(
@@ -99,14 +114,14 @@ def job(
 
 
 def _short_jobs(
-    place: tracking.Store, experiment: str, clients: int, jobs: int
+    place: tracking.Store, experiment: str, clients: int, jobs: int, train: bool, name: str
 ) -> Iterator[dict[str, Any]]:
-    """Have several clients do jobs at once."""
+    """Have several clients do jobs at once, and check that all of them are there."""
     shares = [jobs // clients + (each < jobs % clients) for each in range(clients)]
     module = [sys.executable, "-m", "fmnist_lab.benchmark", "store-client", place.uri, experiment]
     processes = [
         subprocess.Popen(
-            [*module, str(sum(shares[:number])), str(share)],
+            [*module, str(sum(shares[:number])), str(share), *(["--train"] if train else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -123,7 +138,14 @@ def _short_jobs(
     seconds = time.perf_counter() - began
     if any(process.returncode for process in processes):
         raise UserError("a client has failed; it has said why")
-    yield {"what": f"{jobs} short jobs, {clients} clients at once", "seconds": seconds}
+    with tracking.store.asking(place) as client:
+        found = client.get_experiment_by_name(experiment)
+        kept = client.search_runs([found.experiment_id], max_results=jobs + 1)
+    whole = [run for run in kept if run.data.metrics.keys() >= set(METRICS)]
+    if not len(kept) == len(whole) == sum(run.info.status == "FINISHED" for run in kept) == jobs:
+        raise UserError(f"{place.uri} has {len(whole)} whole runs of {len(kept)}, expected {jobs}")
+    kind = "real" if train else "short"
+    yield {"what": f"{jobs} {kind} jobs, {clients} clients, {name}", "seconds": seconds}
     yield {"what": "one of them", "seconds": seconds * clients / jobs}
 
 
@@ -177,13 +199,14 @@ def _many_runs(place: tracking.Store, experiment: str, runs: int) -> list[dict[s
     return rows
 
 
-def _config() -> Config:
-    """Return the default configuration."""
+def _config(**overrides: Any) -> Config:
+    """Return the default configuration, or what is made of it."""
     import hydra
     from omegaconf import OmegaConf
 
     from fmnist_lab import config
 
+    words = [f"{key}={value}" for key, value in overrides.items()]
     with hydra.initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
-        values = OmegaConf.to_container(hydra.compose("config"), resolve=True)
+        values = OmegaConf.to_container(hydra.compose("config", words), resolve=True)
     return config.validate(values)  # type: ignore[arg-type]
