@@ -134,7 +134,11 @@ def _short_jobs(
             raise UserError(f"a client could not start with {place.uri}; it has said why")
     began = time.perf_counter()
     for process in processes:
-        process.communicate("go\n")
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        process.communicate()
     seconds = time.perf_counter() - began
     if any(process.returncode for process in processes):
         raise UserError("a client has failed; it has said why")
