@@ -80,7 +80,8 @@ def store(
 def store_client(uri: str, experiment: str, first: int, jobs: int, *, train: bool = False) -> None:
     """Be a client: do jobs, after a line on standard input."""
     place = tracking.Store.locate(uri)
-    short = {"data.train_limit": 1000, "data.test_limit": 1000, "trainer.epochs": 1}
+    short = {"data.train_limit": 1000, "data.test_limit": 1000}
+    short |= {"trainer.epochs": 1, "trainer.threads": 1}
     known = {"tracking.uri": uri, "tracking.experiment": f"'{experiment}'"}
     config = _config(**(short | known if train else {}))
     place.open(experiment)
