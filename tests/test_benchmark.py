@@ -38,7 +38,7 @@ def test_operations_are_those_of_the_networks_products():
     assert contenders.network_operations(1) == 2 * (forward_and_weights + 128 * 10)
 
 
-@pytest.mark.parametrize("command", ["epochs", "job", "memory", "store", "sweep"])
+@pytest.mark.parametrize("command", ["epochs", "job", "memory", "outage", "store", "sweep"])
 def test_each_measurement_has_help(doors, tmp_path, command):
     process = doors("benchmark", tmp_path, command, "--help")
     assert (process.code, process.err) == (0, "")

@@ -6,6 +6,7 @@ from fmnist_lab.benchmark.contenders import logged_fit, tutorial
 from fmnist_lab.benchmark.epochs import contender, epochs
 from fmnist_lab.benchmark.jobs import job
 from fmnist_lab.benchmark.memory import memory
+from fmnist_lab.benchmark.outage import outage
 from fmnist_lab.benchmark.store import store, store_client
 from fmnist_lab.benchmark.sweep import sweep
 
@@ -20,6 +21,7 @@ app.command(job)
 app.command(sweep)
 app.command(memory)
 app.command(store)
+app.command(outage)
 # Processes that the measurements start.
 for part in (contender, tutorial, logged_fit, store_client):
     app.command(part, show=False)

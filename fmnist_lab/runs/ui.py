@@ -48,12 +48,12 @@ def ui(
         if place.database is None and place.uri.startswith("http"):
             _show(place.uri.rstrip("/"), links, open_browser)
             return
-        chosen = port or _free_port()
+        chosen = port or free_port()
         signal.signal(signal.SIGTERM, signals.terminate)
         with tempfile.TemporaryFile() as notes:
-            server = _serve(place, chosen, notes.fileno())
+            server = serve(place, chosen, notes.fileno())
             try:
-                _wait_until_it_answers(server, chosen, notes.fileno())
+                wait_until_it_answers(server, chosen, notes.fileno())
                 _show(f"http://{HOST}:{chosen}", links, open_browser)
                 print("\nCtrl-C stops it.", flush=True)
                 server.wait()
@@ -62,7 +62,7 @@ def ui(
                 server.wait()
 
 
-def _serve(store: tracking.Store, port: int, notes: int) -> subprocess.Popen[bytes]:
+def serve(store: tracking.Store, port: int, notes: int) -> subprocess.Popen[bytes]:
     """Start the server with a single worker and no job runners: a quarter of the memory."""
     options = {
         "backend-store-uri": store.uri,
@@ -83,7 +83,12 @@ def _serve(store: tracking.Store, port: int, notes: int) -> subprocess.Popen[byt
     )
 
 
-def _wait_until_it_answers(server: subprocess.Popen[bytes], port: int, notes: int) -> None:
+def wait_until_it_answers(server: subprocess.Popen[bytes], port: int, notes: int) -> None:
+    """Wait until a server answers, whose output goes to a file's descriptor `notes`.
+
+    Raises:
+        UserError: It has ended, or takes more than a minute.
+    """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
@@ -104,7 +109,12 @@ def _wait_until_it_answers(server: subprocess.Popen[bytes], port: int, notes: in
     )
 
 
-def _free_port(first: int = 5000) -> int:
+def free_port(first: int = 5000) -> int:
+    """Return the first port of this machine, of a hundred, that nothing listens on.
+
+    Raises:
+        UserError: There is none.
+    """
     for port in range(first, first + 100):
         with socket.socket() as probe:
             try:
