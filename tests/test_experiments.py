@@ -8,7 +8,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from fmnist_lab import assembly, config, study, sweep_plan
@@ -50,13 +52,13 @@ def commands(text: str) -> list[list[str]]:
 def jobs(words: list[str]) -> Iterator[config.Config]:
     """The checked config of each job of a sweep's command."""
     with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
         given = [word for word in words if word != "-m"]
-        whole = compose("config", overrides=given, return_hydra_config=True)
-        planned = sweep_plan.plan(whole)
-        for job in planned.jobs:
-            yield config.validate(
-                OmegaConf.to_container(compose("config", overrides=[*given, *job]))
-            )
+        whole = loader.load_configuration("config", given, RunMode.MULTIRUN)
+        for job in sweep_plan.plan(whole).jobs:
+            composed = loader.load_sweep_config(whole, list(job))
+            own = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+            yield config.validate(OmegaConf.to_container(own))
 
 
 def spoken(value: float, digits: int) -> set[str]:
