@@ -1,6 +1,7 @@
 """What the tests share: a home of their own, the real data set, the doors as subprocesses."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -22,11 +23,21 @@ def pytest_configure(config: pytest.Config) -> None:
     """Before anything imports Keras, which writes a file into its folder, move that folder."""
     sandbox = tempfile.TemporaryDirectory(prefix="fmnist_lab-tests-")
     config.stash[SANDBOX] = sandbox
-    config.stash[USERS_OWN] = {name: os.environ.get(name) for name in (*REDIRECTED, *CLEARED)}
+    users_own = {name: os.environ.get(name) for name in (*REDIRECTED, *CLEARED)}
+    # A worker of pytest-xdist is born with the first process' folders.
+    config.stash[USERS_OWN] = getattr(config, "workerinput", {}).get("users_own", users_own)
     os.environ["KERAS_HOME"] = str(Path(sandbox.name, "keras"))
     os.environ["FMNIST_LAB_CACHE"] = str(Path(sandbox.name, "cache"))
     for name in CLEARED:
         os.environ.pop(name, None)
+    # The workers of pytest-xdist must agree on the names of the tests.
+    os.environ.setdefault("FMNIST_LAB_SEED", str(random.randrange(10**6)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    """Tell a worker what the first process found before it moved the folders."""
+    node.workerinput["users_own"] = node.config.stash[USERS_OWN]
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
