@@ -45,7 +45,9 @@ def _count_parameters(build: Callable[[], keras.Model]) -> int:
         # What is wrong with it, if anything is, will be said when it is built in earnest.
         return 0
     finally:
-        # Forgets the weights, which Keras would allocate at the end of its next such scope.
+        # Forgets the weights, which Keras would allocate at the end of its next such scope, and
+        # the count by which it names layers: the model is then named, and so compiled, like the
+        # one of the job before.
         keras.utils.clear_session(free_memory=False)
 
 

@@ -15,7 +15,7 @@ from idx_files import idx_bytes, tiny_arrays, write
 from test_config import door  # noqa: F401
 from test_run import Tracked
 
-from fmnist_lab import assembly, data, sources
+from fmnist_lab import assembly, data, memory, sources
 from fmnist_lab.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -129,3 +129,22 @@ def test_arguments_of_another_model_are_explained(door, tmp_path, monkeypatch): 
     asked = door.config("model=own", "model._target_=patches.patches", "+model.size=5")
     with pytest.raises(UserError, match="must divide 28"):
         asked.model.build(image_shape=(28, 28), classes=10)
+
+
+def test_layers_are_named_alike_in_every_job(door, folder, monkeypatch):  # noqa: F811
+    monkeypatch.syspath_prepend(EXAMPLES)
+    asked = door.config(
+        *("model=own", "model._target_=patches.patches", "+model.size=1"),
+        *(*OWN_DATA, "data.dir=tiny"),
+    )
+    dataset = assembly.load_data(asked)
+
+    def job() -> str:
+        memory.check(
+            lambda: assembly.built(asked, dataset), assembly.build_optimizer(asked, images=6)
+        )
+        return assembly.build_model(asked, dataset).to_json()
+
+    first = job()
+    assert job() == first
+    assert '"dense"' in first  # as Keras names it, not the model
