@@ -30,6 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["FMNIST_LAB_CACHE"] = str(Path(sandbox.name, "cache"))
     for name in CLEARED:
         os.environ.pop(name, None)
+    # Ignored where a shell has put the tests into the background, and so by what they start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # The workers of pytest-xdist must agree on the names of the tests.
     os.environ.setdefault("FMNIST_LAB_SEED", str(random.randrange(10**6)))
 
