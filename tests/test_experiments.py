@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from fmnist_lab import assembly, config, study, sweep_plan
 
 FOLDER = Path(__file__).parent.parent / "experiments"
-STUDIES = sorted(file.parent.name for file in FOLDER.glob("*/README.md"))
+STUDIES = sorted(file.parent.name for file in FOLDER.glob("*/results.csv"))
 METRICS = [
     f"{name}/{part}" for name in ("accuracy", "loss") for part in ("test", "train", "gap", "fit")
 ]
@@ -169,8 +169,28 @@ def test_the_summary_is_that_of_the_runs(name):
 def test_the_index_lists_every_study():
     text = (FOLDER / "README.md").read_text()
     listed = set(re.findall(r"\]\((\w+)/(?:README\.md)?\)", text))
-    assert listed == set(STUDIES)
+    assert listed == {file.parent.name for file in FOLDER.glob("*/README.md")}
     for picture in re.findall(r"!\[[^]]+\]\(([^)]+)\)", text):
         assert (FOLDER / picture).is_file()
     for study_name, number in re.findall(r"\[[^]]+\]\((\w+)/\).*?\*\*(\d\.\d+)", text):
         assert number in readme(study_name), f"the index quotes {number}"
+
+
+def test_the_speeds_are_those_that_were_measured():
+    text = readme("speed")
+    timed = pd.read_csv(FOLDER / "speed" / "epochs.csv")
+    names = timed["network"] + ", batch " + timed["batch_size"].astype(str)
+    timed["case"] = names + ", " + timed["precision"]
+    medians = timed.groupby(["case", "contender"], sort=False)["seconds"].median()
+    quoted: dict[tuple[str, str], tuple[str, str]] = {}
+    for case, table in re.findall(r"^\*\*(.+)\*\*\n\n((?:\|.*\n)+)", text, re.MULTILINE):
+        rows = re.findall(r"^\| (.+?) \| (\d+\.\d+) \| (\d+\.\d+) \|$", table, re.MULTILINE)
+        quoted |= {(case, name): (seconds, ratio) for name, seconds, ratio in rows}
+    assert list(quoted) == list(medians.index)
+    for (case, name), (seconds, ratio) in quoted.items():
+        median = medians[case, name]
+        assert seconds == f"{median:.3f}"
+        assert ratio == f"{median / medians[case, 'fmnist_lab']:.2f}"
+    rates = pd.read_csv(FOLDER / "speed" / "products.csv")["gflops"]
+    shares = (rates[0] / rates[1:]).map("{:.0%}".format).tolist()
+    assert re.findall(r"(\d+) % of the", text) == [share.rstrip("%") for share in shares]
