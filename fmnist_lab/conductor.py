@@ -116,7 +116,7 @@ class Conductor:
         Job(member, self.run, self.folder).keep(round(time.time() * 1000), reason)
 
     def _sum_up(self, error: BaseException | None, killed: bool) -> bool:
-        from fmnist_lab import sweep_screen
+        from fmnist_lab import report, sweep_screen
 
         console, total = self.screen.console, len(self.plan.jobs)
         if not self.run:
@@ -125,7 +125,7 @@ class Conductor:
             console.print("Nothing was kept (tracking=none).")
             shutil.rmtree(self.folder, ignore_errors=True)
             return error is None and set(counts) <= {"FINISHED"}
-        runs, curves = self.run.members()
+        runs, curves = self.run.members(*report.CURVES)
         counts = Counter(runs["status"]) if len(runs) else Counter()
         finished, total = counts["FINISHED"], total or len(runs)
         complete = error is None and finished == total

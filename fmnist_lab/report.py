@@ -4,7 +4,8 @@
 `report_page`. The same runs give the same files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 
 import pandas as pd
@@ -19,11 +20,11 @@ from fmnist_lab.study import (
     Unused,
     best,
     findings,
-    gap_curves,
     groups,
     heat_map_sides,
     interval,
     is_parameter,
+    mean_curves,
     roles,
     settings_table,
     summarize,
@@ -37,13 +38,17 @@ __all__ = [
     "Unused",
     "best",
     "findings",
-    "gap_curves",
+    "mean_curves",
     "summarize",
     "take_apart",
     "terminal_table",
     "varied",
     "write",
 ]
+
+# What is drawn, by settings and against the epochs, and in which files.
+FILES = {"accuracy/test": "accuracy", "accuracy/gap": "gap"}
+CURVES = tuple(FILES)
 
 
 def terminal_table(runs: pd.DataFrame) -> RenderableType:
@@ -82,6 +87,8 @@ def write(
 ) -> list[Path]:
     """Write `results.csv`, `summary.csv`, `report.md` with its figures, and `report.html`.
 
+    Where there are curves, `curves.csv` has their means and 95 % intervals for every epoch.
+
     The same runs give the same files, byte for byte, in whatever order they come.
 
     Args:
@@ -100,18 +107,22 @@ def write(
     """
     study = take_apart(runs)
     sides = heat_map_sides(study, axes)
-    points = gap_curves(study, curves)
+    points = {metric: mean_curves(study, curves, metric) for metric in CURVES}
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "results.csv": _results(study).to_csv(index=False, lineterminator="\n"),
         "summary.csv": _plain(study.summary).to_csv(index=False, lineterminator="\n"),
     }
+    if len(points["accuracy/gap"]):
+        texts["curves.csv"] = _curves(points).to_csv(index=False, lineterminator="\n")
     figures = _figures(study, sides, points)
     for name, (figure, _) in figures.items():
         figure.savefig(folder / name)
     captions = {name: caption for name, (_, caption) in figures.items()}
     texts["report.md"] = _markdown(study, captions, title, command)
-    texts["report.html"] = report_page.html_page(study, sides, points, title, command)
+    texts["report.html"] = report_page.html_page(
+        study, sides, points["accuracy/gap"], title, command
+    )
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
     return [folder / name for name in (*texts, *figures)]
@@ -133,15 +144,27 @@ def _results(study: Study) -> pd.DataFrame:
     return _plain(study.runs[[*first, *parameters, *metrics, *others, *last]])
 
 
+def _curves(points: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """All metrics' points side by side, a row a setting and epoch."""
+    ends = ["mean", "low", "high"]
+    named = [
+        each.rename(columns={end: f"{metric}/{end}" for end in ends})
+        for metric, each in points.items()
+        if len(each)
+    ]
+    keys = [name for name in named[0] if "/" not in name]
+    return _plain(reduce(lambda left, right: left.merge(right, on=keys, how="left"), named))
+
+
 def _figures(
-    study: Study, sides: Sequence[str], points: pd.DataFrame
+    study: Study, sides: Sequence[str], points: Mapping[str, pd.DataFrame]
 ) -> dict[str, tuple[Figure, str]]:
     """Each figure under the name of its file, with its caption."""
     summary, short = study.summary, short_names(study.parameters)
     figures: dict[str, tuple[Figure, str]] = {}
     if len(sides) == 2:
         by = f"by {short[sides[0]]} and {short[sides[1]]}"
-        for metric, file in (("accuracy/test", "accuracy"), ("accuracy/gap", "gap")):
+        for metric, file in FILES.items():
             figure = study_plots.heat_map(summary, sides[0], sides[1], metric, METRICS[metric])
             figures[f"heat_map_{file}.png"] = figure, f"{METRICS[metric]} {by}"
     elif sides:
@@ -150,9 +173,11 @@ def _figures(
     else:
         known = {metric: interval(study.used[metric]) for metric in study_plots.PAIR}
         figures["runs.png"] = study_plots.seeds(study.used, known), "Test accuracy and gap by run"
-    if len(points):
-        figure = study_plots.gap_against_epochs(points, groups(study, sides))
-        figures["gap_against_epochs.png"] = figure, "Accuracy gap against epoch"
+    for metric, part in points.items():
+        if len(part):
+            figure = study_plots.against_epochs(part, groups(study, sides), metric)
+            file = f"{FILES[metric]}_against_epochs.png"
+            figures[file] = figure, f"{METRICS[metric]} against epoch"
     if study.parameters:
         figure = study_plots.accuracy_against_gap(summary, *roles(summary, sides))
         figures["accuracy_against_gap.png"] = figure, "Test accuracy against accuracy gap"

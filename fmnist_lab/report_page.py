@@ -36,7 +36,7 @@ def html_page(
     Args:
         study: What `study.take_apart` returns.
         sides: What `study.heat_map_sides` returns.
-        points: What `study.gap_curves` returns.
+        points: What `study.mean_curves` returns of the accuracy gap.
         title: What the study is called.
         command: The command that ran it.
 

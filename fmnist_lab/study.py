@@ -199,8 +199,8 @@ def findings(study: Study) -> list[str]:
     return sentences + _growth(study)
 
 
-def gap_curves(study: Study, curves: pd.DataFrame) -> pd.DataFrame:
-    """Return how the accuracy gap of each setting grows with the epochs.
+def mean_curves(study: Study, curves: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return how a metric of each setting comes along with the epochs.
 
     From the curves of its runs with the most epochs, as far as all of them go; where there are no
     curves, from the finished runs of settings that differ in their epochs.
@@ -208,6 +208,7 @@ def gap_curves(study: Study, curves: pd.DataFrame) -> pd.DataFrame:
     Args:
         study: What `take_apart` returns.
         curves: As above.
+        metric: Its name.
 
     Returns:
         A row a setting and epoch: varied parameters but for the epochs, `epoch`, `runs`, `mean`,
@@ -217,7 +218,7 @@ def gap_curves(study: Study, curves: pd.DataFrame) -> pd.DataFrame:
     columns = [*group, "epoch", "runs", "mean", "low", "high"]
     rows: list[list[Any]] = []
     if len(curves):
-        known = curves[(curves["metric"] == "accuracy/gap") & curves["value"].notna()]
+        known = curves[(curves["metric"] == metric) & curves["value"].notna()]
         traces = known.pivot(index="run_id", columns="epoch", values="value")
         for setting, wanted in longest(study).items():
             found = traces.loc[[run for run in wanted if run in traces.index]]
@@ -228,7 +229,7 @@ def gap_curves(study: Study, curves: pd.DataFrame) -> pd.DataFrame:
                     [*setting, int(epoch), len(values), known_at.mean, known_at.low, known_at.high]
                 )
     elif EPOCHS in study.parameters:
-        ends = [f"accuracy/gap/{end}" for end in ("mean", "low", "high")]
+        ends = [f"{metric}/{end}" for end in ("mean", "low", "high")]
         rows = study.summary[[*group, EPOCHS, "runs", *ends]].to_numpy(object).tolist()
     points = pd.DataFrame(
         {name: _column(row[place] for row in rows) for place, name in enumerate(columns)}

@@ -41,6 +41,7 @@ METRICS = {
     "loss/test": "Test loss",
     "loss/gap": "Loss gap",
 }
+HEADS = METRICS | {"accuracy/gap": "Accuracy gap, train - test"}
 PAIR = {"accuracy/test": BLUE, "accuracy/gap": RED}
 # Paul Tol's "vibrant" scheme, which stays apart under the common kinds of colour blindness.
 DISTINCT = (BLUE, RED, "#009988", "#ee7733", "#33bbee", "#ee3377", GREY)
@@ -333,14 +334,15 @@ def seeds(runs: pd.DataFrame, intervals: Mapping[str, Interval]) -> Figure:
     return _rows(title, note, labels, np.arange(len(runs)), bounds, intervals)
 
 
-def gap_against_epochs(points: pd.DataFrame, group: Sequence[str]) -> Figure:
-    """Accuracy gap against epoch, a line a setting, with a band where there are several seeds.
+def against_epochs(points: pd.DataFrame, group: Sequence[str], metric: str) -> Figure:
+    """A metric against epoch, a line a setting, with a band where there are several seeds.
 
     Args:
         points: A row a setting and epoch: the columns of `group`, `epoch`, `runs`, `mean`, `low`
             and `high`.
         group: The varied parameters but for the epochs: a colour for each value of the first, a
             panel for each setting of the rest.
+        metric: Its name.
 
     Returns:
         The figure.
@@ -365,20 +367,23 @@ def gap_against_epochs(points: pd.DataFrame, group: Sequence[str]) -> Figure:
     gutter = min(gutter, 134)
     pitch, drop = 26 + width + gutter + 10, height + 54
     lines = -(-len(panels) // per_row)
-    title = f"Accuracy gap against epoch{f' by {_listed(list(names.values()))}' if group else ''}"
+    by = f" by {_listed(list(names.values()))}" if group else ""
+    title = f"{METRICS[metric]} against epoch{by}"
     page = Page(per_row * pitch - 10, lines * drop - 14, title, note)
-    # From 0, or a gap that hardly grows would look as if it soared.
-    gaps = np.append(points[["mean", "low", "high"]].to_numpy(float), 0)
+    values = points[["mean", "low", "high"]].to_numpy(float)
+    if metric == "accuracy/gap":
+        # From 0, or a gap that hardly grows would look as if it soared.
+        values = np.append(values, 0)
     longest = float(points["epoch"].max())
     for index, (setting, part) in enumerate(panels):
         x, y = 26 + index % per_row * pitch, 16 + index // per_row * drop
         head = ", ".join(
             f"{names[name]} {shown(value)}" for name, value in zip(rest, setting, strict=True)
         )
-        head = cut(head, TEXT, width + gutter, "bold") or "Accuracy gap, train - test"
+        head = cut(head, TEXT, width + gutter, "bold") or HEADS[metric]
         axes = page.panel((x, y, x + width, y + height), head, "Epoch")
         axes.set_xlim(min(1.0, float(points["epoch"].min())) - 0.02 * longest, 1.02 * longest)
-        _limit(axes.set_ylim, gaps)
+        _limit(axes.set_ylim, values)
         axes.xaxis.set_major_locator(
             MaxNLocator(6, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
         )

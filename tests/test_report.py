@@ -251,7 +251,7 @@ def test_gap_curves_are_of_the_longest_runs_and_end_where_the_first_of_them_does
     runs, curves = simulate(seeds=3, epochs=(5, 20), widths=(32,))
     stopped = runs.iloc[-1]["run_id"]
     curves = curves[(curves["run_id"] != stopped) | (curves["epoch"] <= 12)]
-    points = report.gap_curves(report.take_apart(runs), curves)
+    points = report.mean_curves(report.take_apart(runs), curves, "accuracy/gap")
     assert points["epoch"].tolist() == list(range(1, 13))
     assert set(points["runs"]) == {3}
     longest = runs[runs["trainer.epochs"] == "20"]["run_id"]
@@ -267,8 +267,8 @@ def test_gap_curves_are_of_the_longest_runs_and_end_where_the_first_of_them_does
 
 def test_gap_curves_of_single_epochs_are_nothing_to_draw():
     runs, curves = simulate(epochs=(1,))
-    assert report.gap_curves(report.take_apart(runs), curves).empty
-    assert report.gap_curves(report.take_apart(runs), NO_CURVES).empty
+    assert report.mean_curves(report.take_apart(runs), curves, "accuracy/gap").empty
+    assert report.mean_curves(report.take_apart(runs), NO_CURVES, "accuracy/gap").empty
 
 
 def test_axes_are_the_two_parameters_with_most_values_that_cross():
@@ -300,10 +300,12 @@ def test_files_are_the_same_whatever_the_order_of_the_runs(study, tmp_path):
     assert list(one) == [
         "results.csv",
         "summary.csv",
+        "curves.csv",
         "report.md",
         "report.html",
         "heat_map_accuracy.png",
         "heat_map_gap.png",
+        "accuracy_against_epochs.png",
         "gap_against_epochs.png",
         "accuracy_against_gap.png",
     ]
@@ -319,6 +321,22 @@ def test_results_hold_every_run_bit_for_bit(study):
     assert results.columns[-1] == "run_id"
     back = results.set_index("run_id").loc[runs["run_id"], "accuracy/test"]
     assert back.tolist() == runs["accuracy/test"].tolist()
+
+
+def test_curves_hold_the_mean_of_every_epoch(study):
+    runs, curves, files = study
+    kept = pd.read_csv(files["curves.csv"])
+    assert list(kept.columns[:3]) == ["model.hidden_units", "epoch", "runs"]
+    assert len(kept) == 3 * 20
+    longest = runs[(runs["trainer.epochs"] == "20") & (runs["model.hidden_units"] == "32")]
+    values = curves[curves["run_id"].isin(longest["run_id"]) & (curves["epoch"] == 7)]
+    (row,) = kept[(kept["model.hidden_units"] == 32) & (kept["epoch"] == 7)].to_dict("records")
+    for metric in ("accuracy/test", "accuracy/gap"):
+        measured = values[values["metric"] == metric]["value"]
+        interval = stats.ttest_1samp(measured, 0).confidence_interval()
+        assert row[f"{metric}/mean"] == pytest.approx(measured.mean())
+        assert row[f"{metric}/low"] == pytest.approx(interval.low)
+        assert row[f"{metric}/high"] == pytest.approx(interval.high)
 
 
 def test_lists_survive_the_csv():

@@ -71,7 +71,8 @@ def simulate(seeds=5, epochs=(1, 5, 10, 20), widths=(32, 128, 512), per_epoch=Tr
 def figures_of(runs, curves=NO_CURVES):
     study = report.take_apart(runs)
     sides = heat_map_sides(study, None)
-    drawn = report._figures(study, sides, report.gap_curves(study, curves))
+    points = {metric: report.mean_curves(study, curves, metric) for metric in report.CURVES}
+    drawn = report._figures(study, sides, points)
     return {name: figure for name, (figure, _) in drawn.items()}
 
 
@@ -226,6 +227,14 @@ def test_gap_lines_end_where_their_labels_are_and_have_bands_over_seeds():
     labels = {text.get_text(): text.get_position()[1] for text in figure.axes[0].texts}
     assert labels["512"] < labels["128"] < labels["32"]
     assert axes.get_ylim()[0] <= 0
+
+
+def test_accuracy_against_epochs_need_not_begin_at_0():
+    figure = figures_of(*simulate(epochs=(1, 20)))["accuracy_against_epochs.png"]
+    axes = figure.axes[1]
+    assert [len(line.get_xdata()) for line in axes.lines] == [20, 20, 20]
+    assert axes.get_ylim()[0] > 0.5
+    assert "Test accuracy" in words(figure)
 
 
 def test_gap_lines_of_more_parameters_are_in_panels():

@@ -29,7 +29,8 @@ def report(
         sweeps: Sweeps or runs: ids, beginnings of ids, or names; left out, all that trained.
         where: MLflow's filter, such as "params.model = 'mlp' and params.seed = '0'".
         axes: The two varied parameters of the heat maps; left out, those with the most values.
-        output: Folder for results.csv, summary.csv, report.md with figures, and report.html.
+        output: Folder for results.csv, summary.csv, curves.csv, report.md with figures, and
+            report.html.
         title: What the report is called; left out, the sweeps' names.
         store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
         experiment: The experiment to look into if no sweep is named.
@@ -47,7 +48,7 @@ def report(
         if output is None:
             return
         wanted = [run for runs in study.longest(parts).values() for run in runs]
-        curves = tracking.curves(place, wanted, "accuracy/gap")
+        curves = tracking.curves(place, wanted, *reports.CURVES)
         names = ", ".join(each.name for each in selection.named)
         files = reports.write(
             selection.runs,

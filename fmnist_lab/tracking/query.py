@@ -150,26 +150,28 @@ def find(
     return pd.DataFrame(rows), curves(store, measured, curve)
 
 
-def curves(store: Store, run_ids: Sequence[str], metric: str) -> pd.DataFrame:
-    """Return a metric of many runs for every epoch, in few questions.
+def curves(store: Store, run_ids: Sequence[str], *metrics: str) -> pd.DataFrame:
+    """Return metrics of many runs for every epoch, in few questions.
 
     Returns:
-        A row a run and epoch, in that order: `run_id`, `epoch`, `metric`, `value`. Of an epoch
-        that was logged twice, as by a run that was resumed, the later value.
+        A row a metric, run and epoch, in that order: `run_id`, `epoch`, `metric`, `value`. Of an
+        epoch that was logged twice, as by a run that was resumed, the later value.
     """
     import pandas as pd
 
     client = client_of(store)
     with no_collection():
         points = [
-            (run_id, point.step, point.timestamp, point.value)
+            (place, metric, run_id, point.step, point.timestamp, point.value)
+            for place, metric in enumerate(metrics)
             for start in range(0, len(run_ids), RUNS_AT_ONCE)
             for run_id, point in _histories(client, run_ids[start:][:RUNS_AT_ONCE], metric)
         ]
-    found = pd.DataFrame(points, columns=["run_id", "epoch", "time", "value"])
-    found = found.sort_values(["run_id", "epoch", "time"], kind="stable")
-    found = found.drop_duplicates(["run_id", "epoch"], keep="last", ignore_index=True)
-    return found.assign(metric=metric)[["run_id", "epoch", "metric", "value"]]
+    columns = ["place", "metric", "run_id", "epoch", "time", "value"]
+    found = pd.DataFrame(points, columns=columns)
+    found = found.sort_values(["place", "run_id", "epoch", "time"], kind="stable")
+    found = found.drop_duplicates(["metric", "run_id", "epoch"], keep="last", ignore_index=True)
+    return found[["run_id", "epoch", "metric", "value"]]
 
 
 def members(store: Store, sweep: Found) -> pd.DataFrame:

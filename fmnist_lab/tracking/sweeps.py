@@ -146,8 +146,8 @@ class SweepRun:
                 client.set_tag(run.info.run_id, "failure", failure)
             client.set_terminated(run.info.run_id, status)
 
-    def members(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Return one run a job, the finished one if there is, as `find` does; and the curves.
+    def members(self, *metrics: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Return one run a job, the finished one if there is, as `find` does; and `curves`.
 
         Of a job that several runs have tried, the newest counts. There is one more column,
         `job_number`.
@@ -156,7 +156,7 @@ class SweepRun:
         if len(runs):
             runs = runs.iloc[(runs["status"] != "FINISHED").argsort(kind="stable")]
             runs = runs.drop_duplicates("job_number").sort_values("job_number", ignore_index=True)
-        return runs, curves(self.store, list(runs.get("run_id", [])), "accuracy/gap")
+        return runs, curves(self.store, list(runs.get("run_id", [])), *metrics)
 
     def close(self, status: str, failure: str, metrics: Mapping[str, float], folder: Path) -> None:
         """Keep a summary with the parent, and mark it.
