@@ -49,7 +49,7 @@ def start(threads: int | None = None, *, lean: bool = False) -> Device:
         UserError: There are fewer cores than that, or TensorFlow is already running in this
             process with other threads.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     if threads is not None and threads > cores:
         raise UserError(
             f"trainer.threads: received {threads}, but this process may use {cores} "
@@ -89,6 +89,13 @@ def start(threads: int | None = None, *, lean: bool = False) -> Device:
         details = tf.config.experimental.get_device_details(gpus[0])
         return Device("gpu", details.get("device_name", gpus[0].name), granted)
     return Device("cpu", processor(), granted)
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def processor() -> str:

@@ -203,7 +203,7 @@ class Keeper:
         self._every = every
         self._trained = model, optimizer, callbacks
         self._saved_at = time.monotonic()
-        self._saved_epoch = 0
+        self.saved = 0
 
     def resume(self, folders: Sequence[Path], epochs: int) -> bool:
         """Go on from the newest checkpoint of the first folder that has one.
@@ -214,16 +214,25 @@ class Keeper:
 
         Returns:
             Whether there was one.
+
+        Raises:
+            UserError: It is that of another model.
         """
         for folder in folders:
             found = newest(folder, most=epochs)
             if found is not None:
                 model, optimizer, _ = self._trained
-                restore(found, model, optimizer)
+                try:
+                    restore(found, model, optimizer)
+                except ValueError as error:
+                    raise UserError(
+                        f"resume: {folder} holds another model's state, perhaps because the "
+                        "model's code has changed since; begin anew without resume=true"
+                    ) from error
                 self.latest = found
                 self.history = list(found.history)
                 self.stopped = found.stopped
-                self._saved_epoch = found.epoch if folder == self._folder else 0
+                self.saved = found.epoch if folder == self._folder else 0
                 return True
         return False
 
@@ -257,7 +266,7 @@ class Keeper:
         Raises:
             UserError: It could not be saved; what was saved before is as it was.
         """
-        if self._folder and self.latest and self.latest.epoch > self._saved_epoch:
+        if self._folder and self.latest and self.latest.epoch > self.saved:
             try:
                 save(self.latest, self._folder)
             except OSError as error:
@@ -266,7 +275,7 @@ class Keeper:
                     f"{error.strerror}; what was saved before is intact, so make room, and repeat "
                     "the command with resume=true"
                 ) from error
-            self._saved_epoch = self.latest.epoch
+            self.saved = self.latest.epoch
             self._saved_at = time.monotonic()
 
     def _is_due(self) -> bool:

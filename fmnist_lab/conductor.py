@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 LEAST_PAUSE_SECONDS = 1.0
 MOST_OF_THE_TIME = 0.05  # that looking at the store may take
+LATENESS_SECONDS = 600.0  # of the news that a job has ended
 
 
 class Conductor:
@@ -90,19 +91,45 @@ class Conductor:
         try:
             self._ended.set()
             self._watcher.join()
-            killed = isinstance(error, KeyboardInterrupt)
-            if self.run:
-                reason = "" if killed else "its worker process was lost"
-                if self.here:
-                    self.run.end_members("KILLED" if killed else "FAILED", reason)
-            with suppress(Exception):
-                self._look()
-            self.screen.stop()
-            return self._sum_up(error, killed)
+            try:
+                return self._close(error)
+            except Exception as away:
+                from fmnist_lab.tracking.delivery import is_outage
+
+                self.screen.stop()
+                if self.run is None or not is_outage(away):
+                    raise
+                self._say_away(self.run)
+                return False
         finally:
             for each, handler in handlers.items():
                 signal.signal(each, handler)
             signal.signal(signal.SIGTERM, self._sigterm)
+
+    def _close(self, error: BaseException | None) -> bool:
+        killed = isinstance(error, KeyboardInterrupt)
+        if self.run and self.here:
+            reason = "" if killed else "its worker process was lost"
+            self.run.end_members("KILLED" if killed else "FAILED", reason)
+        with suppress(Exception):
+            self._look()
+        self.screen.stop()
+        return self._sum_up(error, killed)
+
+    def _say_away(self, run: SweepRun) -> None:
+        """Say what to do once a store is back that was away when the sweep ended."""
+        from fmnist_lab.console import aligned
+
+        self.screen.console.print(
+            f"\nThe store {run.store.uri} is away. What the jobs have done is kept on this "
+            "machine; once it is back:",
+            markup=False,
+            soft_wrap=True,
+        )
+        steps = {"send it": f"python -m fmnist_lab.runs sync --store {run.store.uri}"}
+        if self.resumable:
+            steps["finish it"] = provenance.command("resume=true")
+        aligned(self.screen.console, steps)
 
     def remark(self, text: str) -> None:
         """Print a line above the live display."""
@@ -113,7 +140,9 @@ class Conductor:
         name, axes = job_name(overrides, list(self.plan.axes)), tuple(self.plan.axes)
         sweep = self.run.id if self.run else ""
         member = Membership(sweep, job, name or f"job {job}", axes)
-        Job(member, self.run, self.folder).keep(round(time.time() * 1000), reason)
+        # A store that is away is not to take the other jobs along.
+        with suppress(Exception):
+            Job(member, self.run, self.folder).keep(round(time.time() * 1000), reason)
 
     def _sum_up(self, error: BaseException | None, killed: bool) -> bool:
         from fmnist_lab import report, sweep_screen
@@ -197,7 +226,8 @@ class Conductor:
                 self.done.pop(job.job, None)
                 continue
             # What an earlier command has left unfinished is about to be done again.
-            counts = job.status == "FINISHED" or job.ended >= 1000 * (self.began - 1)
+            now = not self.earlier or job.ended >= 1000 * (self.began - 1)
+            counts = job.status == "FINISHED" or now
             known = self.done.get(job.job)
             if counts and (known is None or known.ended != job.ended):
                 self.done[job.job] = job
@@ -212,8 +242,9 @@ class Conductor:
 
     def _progress(self) -> list[Progress]:
         if self.run:
-            last = max((job.ended for job in self.done.values()), default=0)
-            since = 0 if self.earlier else max(last, round(1000 * self.began))
+            last = max((job.ended for job in self.done.values()), default=1000 * self.began)
+            # What ended earlier may be told later, and other machines have other clocks.
+            since = 0 if self.earlier else round(last - 1000 * LATENESS_SECONDS)
             return self.run.progress(since)
         from fmnist_lab.tracking import Progress
 

@@ -438,9 +438,11 @@ class Config(Section):
         """Return a hash of all that decides the outcome but for the number of epochs.
 
         Of two runs that share it, the shorter one is a prefix of the longer, bit for bit. None
-        where that is not so: a schedule may stretch over the whole run, and a callback may know
-        how long it is.
+        where that is not so: a schedule may stretch over the whole run, a callback may know how
+        long it is, and a last epoch is evaluated even where a longer run would not.
         """
+        if self.trainer.epochs % self.trainer.evaluate_every:
+            return None
         if self.schedule.target != CONSTANT or self.callbacks or self.job.name != "train":
             return None
         deciding = self._deciding()

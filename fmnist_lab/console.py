@@ -121,11 +121,17 @@ class Screen:
             )
         self.console.print()
 
-    def interrupted(self, done: int) -> None:
-        """Say what is kept of a training that was stopped, and how to go on."""
-        kept = f"{count(done, 'finished epoch')} and the model's exact state are kept"
+    def interrupted(self, saved: int) -> None:
+        """Say what is kept of a training that was stopped, and how to go on.
+
+        Args:
+            saved: The last epoch after which the state was saved; 0 if there is none.
+        """
+        kept = f"{count(saved, 'finished epoch')} and the model's exact state are kept"
+        nothing = "no finished epoch's state is kept"
         self.console.print(
-            f"\nStopped: {kept if done else 'no epoch was finished'}. To go on from there:\n"
+            f"\nStopped: {kept if saved else nothing}. To go on from "
+            f"{'there' if saved else 'the beginning'}:\n"
             f"  {escape(provenance.command('resume=true'))}",
             soft_wrap=True,
         )

@@ -26,10 +26,12 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Print a `UserError` as one line and exit; anything else is a bug and keeps its traceback.
+    """Print a `UserError` as one line and exit, and likewise a file that cannot be used.
+
+    Anything else is a bug and keeps its traceback.
 
     Raises:
-        SystemExit: 2 after a `UserError`; 130 after Ctrl-C and 143 after SIGTERM, the shell's
+        SystemExit: 2 after one of these; 130 after Ctrl-C and 143 after SIGTERM, the shell's
             128 + signal; 0 if nobody wants to read on.
     """
     try:
@@ -37,12 +39,17 @@ def reported() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except Terminated:
-        raise SystemExit(143) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
     except BrokenPipeError:
         # Whoever read what was printed, such as `head`, has seen enough. Python's own last flush
         # must not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
+    except OSError as error:
+        if not error.filename:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except Terminated:
+        raise SystemExit(143) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

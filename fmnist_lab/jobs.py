@@ -44,11 +44,11 @@ def train(
 
     store = None if config.tracking.kind == "none" else tracking.Store.locate(config.tracking.uri)
     screen = console.Screen()
-    earlier = _earlier(store, config, member)
+    dataset = assembly.load_data(config)
+    earlier = _earlier(store, config, member, dataset.digest)
     if isinstance(earlier, resume.Answered):
         screen.answered(earlier)
         return dict(earlier.metrics)
-    dataset = assembly.load_data(config)
     device = backend.start(config.trainer.threads, lean=True)
 
     import keras
@@ -180,11 +180,11 @@ def evaluate(config: Config, member: Membership | None = None) -> dict[str, floa
     from fmnist_lab import console
 
     screen = console.Screen()
-    earlier = _earlier(store if kept else None, config, member)
+    dataset = assembly.load_data(config)
+    earlier = _earlier(store if kept else None, config, member, dataset.digest)
     if isinstance(earlier, resume.Answered):
         screen.answered(earlier)
         return dict(earlier.metrics)
-    dataset = assembly.load_data(config)
     device = backend.start(config.trainer.threads, lean=True)
     model, _ = tracking.load_model(config.model_uri, store)
     assembly.check_model(model, dataset, config.model_uri)
@@ -225,11 +225,11 @@ JOBS: dict[str, Callable[[Config, Membership | None], dict[str, float]]] = {
 
 
 def _earlier(
-    store: tracking.Store | None, config: Config, member: Membership | None
+    store: tracking.Store | None, config: Config, member: Membership | None, digest: str
 ) -> resume.Answered | resume.Interrupted | None:
     if store is None or not (config.resume or member):
         return None
-    return resume.look_up(store, config, member)
+    return resume.look_up(store, config, member, digest)
 
 
 @contextmanager
@@ -244,7 +244,7 @@ def _saved_if_interrupted(keeper: Keeper, screen: Screen, resumable: bool) -> It
         with suppress(UserError):
             keeper.save()
         if resumable and isinstance(error, KeyboardInterrupt):
-            screen.interrupted(len(keeper.history))
+            screen.interrupted(keeper.saved)
         raise
 
 

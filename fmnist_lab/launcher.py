@@ -28,7 +28,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from fmnist_lab import sweep
+from fmnist_lab import backend, sweep
 from fmnist_lab.errors import UserError
 
 # TensorFlow cannot be forked.
@@ -57,7 +57,7 @@ class LocalCores(Launcher):
             workers: How many jobs run at once; None: one for each `threads` cores.
             threads: What `trainer.threads` is in every job that does not say so itself.
         """
-        cores = len(os.sched_getaffinity(0))
+        cores = backend.usable_cores()
         self.workers = workers or max(1, cores // (threads or cores))
         self.threads = threads
 

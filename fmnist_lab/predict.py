@@ -127,7 +127,7 @@ def predict(
     """Predict images and print each label with the model's confidence.
 
     Args:
-        files: Image files of 28x28 pixels, light on dark as in the data set.
+        files: Image files of the model's size (28x28 pixels for Fashion-MNIST), light on dark.
         index: Test images by number, from 0; several may follow. With no file either, 0 and 12.
         model: runs:/RUN_ID, models:/NAME/VERSION or a folder; left out, the newest finished run's.
         store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
@@ -141,11 +141,20 @@ def predict(
             raise UserError(f"--top-k: received {top_k}, expected a whole number, 1 or more")
         if not files and not index:
             index = (0, 12)
+        # What is wrong with the files or numbers is told before TensorFlow has started.
         pictures = [Picture(str(file), read_image(file)) for file in files]
         if index:
             pictures += _test_images(index, data_dir)
         backend.start(lean=True)
         classifier = load(model, store=store)
+        if index and tuple(classifier.class_names) != data.FASHION_MNIST.class_names:
+            raise UserError(
+                f"--index: received {' '.join(map(str, index))}, which are test images of "
+                f"Fashion-MNIST, but {classifier.uri} knows other classes: "
+                f"{', '.join(classifier.class_names)}; give it image files"
+            )
+        for picture in pictures:
+            _check_size(picture, tuple(classifier.model.input_shape[1:]))
         images = np.stack([picture.pixels for picture in pictures])
         probabilities = classifier.predict(images)
         if plot:
@@ -166,7 +175,7 @@ class Picture:
 
     Attributes:
         name: How the user called it.
-        pixels: uint8, shape (28, 28).
+        pixels: uint8, shape (height, width).
         label: The true class, if it is known.
     """
 
@@ -175,11 +184,11 @@ class Picture:
     label: int | None = None
 
 
-def read_image(file: Path, shape: tuple[int, int] = (28, 28)) -> np.ndarray:
-    """Read an image file as grey levels, uint8 of the given (height, width).
+def read_image(file: Path) -> np.ndarray:
+    """Read an image file as grey levels, uint8 (height, width).
 
     Raises:
-        UserError: The file is missing, no image, or of another size.
+        UserError: The file is missing, or no image.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -190,18 +199,22 @@ def read_image(file: Path, shape: tuple[int, int] = (28, 28)) -> np.ndarray:
             with Image.open(file) as image:
                 grey = image.convert("L")
     except FileNotFoundError:
-        raise UserError(f"{file}: no such file; expected an image file of 28x28 pixels") from None
+        raise UserError(f"{file}: no such file; expected an image file") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise UserError(
             f"{file}: cannot be read as an image ({error}); expected a PNG, JPEG or another "
             "common format"
         ) from None
-    if grey.size != (shape[1], shape[0]):
-        raise UserError(
-            f"{file}: received {grey.width}x{grey.height} pixels, expected "
-            f"{shape[1]}x{shape[0]}; crop and scale it first, light on dark"
-        )
     return np.asarray(grey)
+
+
+def _check_size(picture: Picture, shape: tuple[int, ...]) -> None:
+    if picture.pixels.shape != shape:
+        height, width = picture.pixels.shape
+        raise UserError(
+            f"{picture.name}: received {width}x{height} pixels, expected {shape[1]}x{shape[0]}; "
+            "crop and scale it first, light on dark"
+        )
 
 
 def _test_images(indices: Sequence[int], folder: str | None) -> list[Picture]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 from fmnist_lab import tracking
 from fmnist_lab.config import Config
 from fmnist_lab.errors import UserError
-from fmnist_lab.scratch import Scratch, clear_half_removed, is_live
+from fmnist_lab.scratch import Scratch, clear_half_removed, is_live, read_journal
 
 if TYPE_CHECKING:
     from fmnist_lab.sweep import Membership
@@ -42,7 +41,7 @@ class Interrupted:
 
 
 def look_up(
-    store: tracking.Store, config: Config, member: Membership | None
+    store: tracking.Store, config: Config, member: Membership | None, digest: str = ""
 ) -> Answered | Interrupted | None:
     """Find out how far a config has come.
 
@@ -53,6 +52,7 @@ def look_up(
         store: Where to look.
         config: A checked config.
         member: The job's place in a sweep, if it is in one.
+        digest: That of the data; a run on other data answers nothing. "": any.
 
     Raises:
         UserError: The run is in progress, in another process.
@@ -63,15 +63,22 @@ def look_up(
     if member is not None and place is not None and not config.resume:
         same += f" and tags.`{tracking.member_tag(member.sweep)}` = '{place}'"
     # A run that was made to be compared with another answers nothing else.
-    runs = [run for run in tracking.known(store, experiment, same) if "reproduces" not in run.tags]
+    runs = [
+        run
+        for run in tracking.known(store, experiment, same)
+        if "reproduces" not in run.tags
+        and (not digest or run.tags.get("data.digest", digest) == digest)
+    ]
     clear_half_removed(store.unfinished)
     finished = next((run for run in runs if run.status == "FINISHED"), None)
     if finished is not None:
         # The store is told last that a run is finished, so it has all of it.
         for run in runs:
             folder = _scratch_of(run)
-            if folder is not None:
-                _remove(folder, delivered=run.status == "FINISHED")
+            if folder is None or not _remove(folder, delivered=run.status == "FINISHED"):
+                continue
+            if run.status == "RUNNING":
+                tracking.end(store, run.run_id, "KILLED")
         if member is not None and place is not None:
             tracking.tag(store, finished.run_id, {tracking.member_tag(member.sweep): place})
         return Answered(finished.run_id, finished.name, finished.metrics)
@@ -109,8 +116,11 @@ def supersede(store: tracking.Store, config: Config) -> None:
 
     What is finished and only waits for its delivery stays.
     """
+    here = (store.uri, config.tracking.experiment or tracking.DEFAULT_EXPERIMENT)
     for folder in _folders(store, config):
-        _remove(folder)
+        runs = [event for event in read_journal(folder) if event["kind"] == "run"]
+        if all((run.get("store"), run.get("experiment", here[1])) == here for run in runs):
+            _remove(folder)
 
 
 def _folders(store: tracking.Store, config: Config) -> list[Path]:
@@ -119,20 +129,24 @@ def _folders(store: tracking.Store, config: Config) -> list[Path]:
     return [*store.unfinished.glob(identity), *store.unfinished.glob(f"{identity}-*")]
 
 
-def _remove(folder: Path, *, delivered: bool = False) -> None:
+def _remove(folder: Path, *, delivered: bool = False) -> bool:
     """Remove a scratch folder that no process holds, if nothing in it is still to be delivered."""
     scratch = Scratch.reclaim(folder) if not is_live(folder) else None
     if scratch is None:
-        return
+        return False
     events = scratch.events()
     if not delivered and events and events[-1].get("status") == "FINISHED":
         scratch.release()
-    else:
-        scratch.remove()
+        return False
+    scratch.remove()
+    return True
 
 
 def _scratch_of(run: tracking.Known) -> Path | None:
-    """Return a run's scratch folder, if it is on this machine."""
+    """Return a run's scratch folder, if it is on this machine and has not become another run's."""
     folder = Path(run.tags.get("scratch", ""))
-    here = run.tags.get("host") == socket.gethostname() or folder.is_dir()
-    return folder if folder.name and here and folder.is_dir() else None
+    if not folder.name or not folder.is_dir():
+        return None
+    # A folder's name is that of the config, on every machine, and is used again.
+    owners = [event.get("id") for event in read_journal(folder) if event["kind"] == "run"]
+    return folder if not owners or owners[-1] == run.run_id else None

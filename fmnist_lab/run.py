@@ -70,10 +70,6 @@ def main() -> None:
         except (TypeError, ValueError):
             check_groups(words)
             raise
-        except OSError as error:
-            if not error.filename:
-                raise
-            raise UserError(f"{error.filename}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def noted() -> Iterator[Callable[[], None]]:
     its garbage collector, and the run would go on.
 
     Yields:
-        A function that raises if there was a signal.
+        A function that raises if there was a signal; it is called once more at the end.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None
@@ -49,3 +49,5 @@ def noted() -> Iterator[Callable[[], None]]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+    # One that came after the last look is not to be forgotten: a sweep would go on.
+    check()

@@ -111,7 +111,9 @@ class Job:
                 print("interrupted", file=sys.stderr)
                 self.keep(began, "")
                 raise
-        self.keep(began, failure, metrics)
+        # The log stays where it is if the store is away; that is not to end the sweep.
+        with suppress(Exception):
+            self.keep(began, failure, metrics)
         return {"failure": failure} if failure else dict(metrics)
 
     def keep(self, began: int, failure: str, metrics: dict[str, float] | None = None) -> None:

@@ -261,6 +261,6 @@ def test_no_damaged_picture_gives_a_traceback(examples, tmp_path):
         except UserError as error:
             check_told(error, f"{file}: ")
         else:
-            assert (pixels.shape, pixels.dtype) == ((28, 28), np.uint8)
+            assert (pixels.ndim, pixels.dtype) == (2, np.uint8)
 
     check()

@@ -243,6 +243,17 @@ def test_other_test_images_are_refused_other_training_images_are_not(say, made):
         made.client.delete_run(run)
 
 
+def test_a_run_may_have_a_name_like_a_setting(say, made):
+    runs = [
+        made.run(f"train_limit={limit} s0", {**LINEAR, "data.train_limit": limit}, 0, 300)
+        for limit in (1000, 2000)
+    ]
+    said = flat(say("train_limit=1000 s0", "train_limit=2000 s0"))
+    assert "data.train_limit 1000 2000" in said
+    for run in runs:
+        made.client.delete_run(run)
+
+
 @pytest.mark.slow
 def test_trained_models_on_the_whole_data_set(doors, tmp_path):
     """Two seeds of one setting are no evidence, a linear model against the tutorial's is."""

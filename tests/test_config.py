@@ -622,3 +622,8 @@ def test_help_of_every_door(doors, tmp_path, module):
     assert (process.code, process.err) == (0, "")
     assert f"python -m fmnist_lab.{module}" in process.out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_last_epoch_that_a_longer_run_would_not_evaluate_is_no_prefix(door):
+    assert door.config("trainer.epochs=10", "trainer.evaluate_every=5").prefix_identity()
+    assert door.config("trainer.epochs=7", "trainer.evaluate_every=5").prefix_identity() is None

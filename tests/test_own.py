@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from idx_files import idx_bytes, tiny_arrays, write
+from PIL import Image
 from test_config import door  # noqa: F401
 from test_run import Tracked
 
@@ -57,6 +58,15 @@ def test_the_worked_example(doors, tmp_path):
     assert found.data.metrics["accuracy/test"] > 0.5
     rows = json.loads(store.file(found, "evaluation.json").read_text())["classes"]
     assert [row["name"] for row in rows] == ["disc", "square", "cross"]
+    content = (tmp_path / "shapes" / "test-images").read_bytes()
+    images = np.frombuffer(content, np.uint8, offset=16).reshape(-1, 14, 14)
+    Image.fromarray(images[0]).save(tmp_path / "one.png")
+    told = doors("predict", tmp_path, "one.png")
+    assert told.code == 0, told.err
+    assert re.match(r"one\.png +(disc|square|cross) ", told.out)
+    refused = doors("predict", tmp_path).error
+    assert "Fashion-MNIST, but" in refused
+    assert "disc, square, cross; give it image files" in refused
 
 
 @pytest.mark.parametrize(

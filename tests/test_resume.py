@@ -137,6 +137,42 @@ def test_a_run_that_ends_clears_away_what_others_of_its_config_have_left(store, 
     waiting.remove()
 
 
+def test_a_folder_that_became_another_runs_is_left_to_that(store, asked, before):
+    _, gone = before.run("FINISHED", ended="FINISHED")
+    gone.remove()
+    later, waiting = before.run("RUNNING", ended="FINISHED")
+    assert waiting.folder == gone.folder
+    assert isinstance(resume.look_up(store, asked, None), resume.Answered)
+    assert waiting.folder.exists()
+    assert before.status(later) == "RUNNING"
+    waiting.remove()
+
+
+def test_what_is_cleared_away_does_not_seem_to_run(store, asked, before):
+    before.run("FINISHED")[1].remove()
+    lost, left = before.run("RUNNING")
+    assert isinstance(resume.look_up(store, asked, None), resume.Answered)
+    assert not left.folder.exists()
+    assert before.status(lost) == "KILLED"
+
+
+def test_a_run_of_another_experiment_keeps_what_it_has(store, asked, before):
+    run_id, left = before.run("KILLED")
+    event = {"kind": "run", "id": run_id, "store": store.uri, "experiment": "another"}
+    left.append(event)
+    left.release()
+    resume.supersede(store, asked)
+    assert left.folder.exists()
+    left.remove()
+
+
+def test_a_run_on_other_data_answers_nothing(store, asked, before):
+    run_id, left = before.run("FINISHED", **{"data.digest": "one"})
+    left.remove()
+    assert resume.look_up(store, asked, None, "two") is None
+    assert resume.look_up(store, asked, None, "one").run_id == run_id
+
+
 def test_a_job_of_a_sweep_goes_on_with_its_own_run(store, before):
     asked = before.asked.model_copy(update={"resume": False})
     member = Membership(SWEEP, 3, "h1")

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from fmnist_lab import data
+from fmnist_lab import backend, data
 from fmnist_lab.errors import UserError
 
 EpochFunction = Callable[[], None]
@@ -314,7 +313,7 @@ def _keras_model(network: str, precision: str, rescale: bool = True) -> tuple[An
 
 
 def _threads() -> int:
-    return len(os.sched_getaffinity(0))
+    return backend.usable_cores()
 
 
 def _drop(_: object) -> None:

@@ -88,17 +88,39 @@ def _two(sides: Sequence[str], a: Sequence[str], b: Sequence[str]) -> list[list[
             f"received {given}; expected two sides: compare A B, or compare --a RUN… --b RUN…"
         )
     return [
-        [part for word in words for part in (word.split() if "=" in word else [word])]
+        [
+            part
+            for word in words
+            for part in (word.split() if any(map(_is_setting, word.split())) else [word])
+        ]
         for words in named
     ]
+
+
+def _is_setting(word: str) -> bool:
+    """Return whether a word is a `key=value`; a run's name may hold a = as well."""
+    from fmnist_lab import study
+
+    key, found, _ = word.partition("=")
+    return bool(found) and (study.is_parameter(key) or key == "seed")
 
 
 def _side(store: tracking.Store, words: Sequence[str], experiment: str) -> Side:
     from fmnist_lab import comparison, study
 
-    settings = [word for word in words if "=" in word]
-    named = [word for word in words if "=" not in word]
-    runs = select(store, named, experiment).runs
+    settings = [word for word in words if _is_setting(word)]
+    named = [word for word in words if not _is_setting(word)]
+    try:
+        runs = select(store, named, experiment).runs
+    except UserError:
+        mistyped = [word for word in named if "=" in word and " " not in word]
+        if mistyped:
+            # Neither a run nor a setting; the runs there are know which settings there are.
+            _having(
+                select(store, [w for w in named if w not in mistyped], experiment).runs,
+                *mistyped[:1],
+            )
+        raise
     for setting in settings:
         runs = _having(runs, setting)
     taken = study.take_apart(runs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fmnist_lab import backend, tracking
 from fmnist_lab import config as configs
-from fmnist_lab import tracking
 from fmnist_lab.config import Config
 from fmnist_lab.errors import UserError, reported
 
@@ -164,7 +163,7 @@ def with_threads(config: Config, wanted: int | None, recorded: str) -> Config:
 
     Another number of threads adds the same numbers up in another order.
     """
-    here = len(os.sched_getaffinity(0))
+    here = backend.usable_cores()
     if wanted is None and recorded.isdecimal() and 1 <= int(recorded) <= here:
         wanted = int(recorded)
     if wanted is None or (wanted == here and config.trainer.threads is None):

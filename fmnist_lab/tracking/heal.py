@@ -6,6 +6,7 @@ import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from fmnist_lab.scratch import Event, Scratch, abandoned, clear_half_removed, is_live, read_journal
 from fmnist_lab.tracking.delivery import Delivery, is_outage, reason
@@ -73,14 +74,31 @@ def this_process() -> dict[str, str]:
         return {}
 
 
+def is_going_on(run: Any) -> bool:
+    """Return whether a run without a scratch folder is RUNNING in a process of this machine."""
+    process = run.data.tags.get(PROCESS_TAG, "")
+    here = run.data.tags.get("host") == socket.gethostname()
+    return run.info.status == "RUNNING" and here and bool(process) and not _has_ended(process)
+
+
+def is_delivered_later(run: Any) -> bool:
+    """Return whether a run has come to its end here, and the store is the only one not to know."""
+    folder = Path(run.data.tags.get("scratch", ""))
+    return bool(folder.name) and _is_done(folder)
+
+
 def _is_left(scratch: str) -> bool:
     """Whether a scratch folder is here, and its process is not."""
     folder = Path(scratch)
     if not scratch or not folder.is_dir() or is_live(folder):
         return False
-    last = read_journal(folder)[-1:]
     # What is finished only waits to be sent.
-    return not (last and last[0].get("status") == "FINISHED")
+    return not _is_done(folder)
+
+
+def _is_done(folder: Path) -> bool:
+    last = read_journal(folder)[-1:]
+    return bool(last) and last[0].get("status") == "FINISHED"
 
 
 def _has_ended(process: str) -> bool:

@@ -87,7 +87,7 @@ class Run:
                 made = client.create_run(self.experiment_id, tags=tags, run_name=self.name)
                 run_id = made.info.run_id
         opened = {"kind": "run", "id": run_id, "name": self.name, "store": store.uri}
-        self.scratch.append(opened)
+        self.scratch.append({**opened, "experiment": experiment})
         self._delivery = Delivery(store, run_id, self.scratch.files, again=self._again)
         self.id = run_id
         self._flush()

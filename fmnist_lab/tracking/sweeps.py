@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_lab.tracking.heal import this_process
+from fmnist_lab.errors import UserError
+from fmnist_lab.tracking.heal import is_delivered_later, is_going_on, this_process
 from fmnist_lab.tracking.query import Found, curves, member_tag, members, members_of
 from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, Store, quiet_mlflow
 
@@ -74,7 +75,7 @@ class SweepRun:
         """Make a parent run, or with `resume` take the newest one of the same tag `sweep.hash`.
 
         Raises:
-            UserError: The store cannot be used.
+            UserError: The store cannot be used, or that sweep is in progress.
         """
         experiment = experiment or DEFAULT_EXPERIMENT
         experiment_id = store.open(experiment)
@@ -83,6 +84,11 @@ class SweepRun:
             same = f"tags.`sweep.hash` = '{tags['sweep.hash']}'"
             newest = ["attributes.start_time DESC"]
             found = client.search_runs([experiment_id], same, order_by=newest, max_results=1)
+            if found and is_going_on(found[0]):
+                raise UserError(
+                    f"resume: sweep '{found[0].info.run_name}' ({found[0].info.run_id}) of this "
+                    "very command is in progress; wait for it, or stop it first"
+                )
             if found:
                 client.update_run(found[0].info.run_id, status="RUNNING")
                 for key, value in this_process().items():
@@ -117,13 +123,14 @@ class SweepRun:
         tag = f"tags.`{member_tag(self.id)}` = '{job:05d}'"
         runs = self._search(client, tag)
         mine = [run for run in runs if (run.info.end_time or 0) >= began]
-        stale = [run for run in runs if run.info.status == "RUNNING"]
+        running = [run for run in runs if run.info.status == "RUNNING"]
+        stale = [run for run in running if not is_delivered_later(run)]
         for run in stale:
             # Left by a worker that is no more; a job is over once, on one worker.
             if failure:
                 client.set_tag(run.info.run_id, "failure", failure)
             client.set_terminated(run.info.run_id, "FAILED" if failure else "KILLED")
-        if failure and not (mine or stale):
+        if failure and not (mine or running):
             tags = {
                 **source,
                 "job": "train",
@@ -133,7 +140,7 @@ class SweepRun:
             }
             mine = [client.create_run(self.experiment_id, run_name=name, tags=tags)]
             client.set_terminated(mine[0].info.run_id, "FAILED")
-        for run in (mine or stale)[:1]:
+        for run in (mine or running)[:1]:
             if log.exists() and log.stat().st_size:
                 client.log_artifact(run.info.run_id, str(log))
         log.unlink(missing_ok=True)
@@ -142,6 +149,8 @@ class SweepRun:
         """Mark the members that still seem to run, after all workers have ended."""
         client = _client(self.store)
         for run in self._search(client, f"{members_of(self.id)} and attributes.status = 'RUNNING'"):
+            if is_delivered_later(run):
+                continue
             if failure:
                 client.set_tag(run.info.run_id, "failure", failure)
             client.set_terminated(run.info.run_id, status)
