@@ -42,6 +42,7 @@ METRICS = {
     "loss/gap": "Loss gap",
 }
 HEADS = METRICS | {"accuracy/gap": "Accuracy gap, train - test"}
+SPOKEN = {"data.train_limit": "training images", "data.test_limit": "test images"}
 PAIR = {"accuracy/test": BLUE, "accuracy/gap": RED}
 # Paul Tol's "vibrant" scheme, which stays apart under the common kinds of colour blindness.
 DISTINCT = (BLUE, RED, "#009988", "#ee7733", "#33bbee", "#ee3377", GREY)
@@ -91,7 +92,7 @@ def number(value: float) -> str:
 
 def short_names(parameters: Sequence[str]) -> dict[str, str]:
     """Return what parameters are called in figures: `trainer.epochs` is "epochs"."""
-    short = [name.rpartition(".")[2] for name in parameters]
+    short = [SPOKEN.get(name, name.rpartition(".")[2]) for name in parameters]
     return {
         name: (last if short.count(last) == 1 else name).replace("_", " ")
         for name, last in zip(parameters, short, strict=True)
