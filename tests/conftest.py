@@ -99,8 +99,9 @@ def backend():
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment without what MLflow and Hydra add to it, and with usual buffering."""
-    dropped = (*CLEARED, "PYTHONUNBUFFERED")
+    """Return the environment without what libraries add to it, and with usual buffering."""
+    # JAX, where a library imports it, sets TensorFlow's log level.
+    dropped = (*CLEARED, "PYTHONUNBUFFERED", "TF_CPP_MIN_LOG_LEVEL")
     return {name: value for name, value in os.environ.items() if name not in dropped}
 
 
