@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from fmnist_lab import report_page, study_plots
 from fmnist_lab.study import (
     Study,
     Unused,
+    as_changes,
     best,
     findings,
     groups,
@@ -25,6 +27,7 @@ from fmnist_lab.study import (
     interval,
     is_parameter,
     mean_curves,
+    one_at_a_time,
     roles,
     settings_table,
     summarize,
@@ -115,7 +118,15 @@ def write(
     }
     if len(points["accuracy/gap"]):
         texts["curves.csv"] = _curves(points).to_csv(index=False, lineterminator="\n")
-    figures = _figures(study, sides, points)
+    common = one_at_a_time(study) if axes is None else None
+    if common is None:
+        figures = _figures(study, sides, points)
+    else:
+        # No two parameters cross; what was changed is then the one that was varied.
+        changed = {metric: as_changes(each, common) for metric, each in points.items()}
+        summary = as_changes(study.summary, common)
+        one = replace(study, parameters=["change"], summary=summary)
+        figures = _figures(one, ["change"], changed)
     for name, (figure, _) in figures.items():
         figure.savefig(folder / name)
     captions = {name: caption for name, (_, caption) in figures.items()}

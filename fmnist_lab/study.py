@@ -301,6 +301,42 @@ def heat_map_pairs(study: Study) -> list[tuple[str, str]]:
     return pairs
 
 
+def one_at_a_time(study: Study) -> dict[str, Any] | None:
+    """Return what is common to all settings, if each differs from that in one parameter at most.
+
+    None where they differ in more, or where only one or two parameters were varied.
+    """
+    if len(study.parameters) < 3:
+        return None
+    rows = study.summary[study.parameters]
+    common = {name: Counter(rows[name]).most_common(1)[0][0] for name in rows}
+    differing = [
+        sum(row[name] != common[name] for name in common) for row in rows.to_dict("records")
+    ]
+    return common if max(differing) <= 1 else None
+
+
+def as_changes(frame: pd.DataFrame, common: dict[str, Any]) -> pd.DataFrame:
+    """Return a frame with a column `change` instead of its parameters: "dropout 0.5", or "(none)".
+
+    Args:
+        frame: A row a setting, perhaps without some of the parameters.
+        common: What `one_at_a_time` returns.
+    """
+    names = short_names([name for name in common if name in frame])
+    changes = [
+        ", ".join(
+            f"{short} {shown(row[name])}"
+            for name, short in names.items()
+            if row[name] != common[name]
+        )
+        for row in frame.to_dict("records")
+    ]
+    rest = frame.drop(columns=list(names))
+    rest.insert(0, "change", [change or "(none)" for change in changes])
+    return rest
+
+
 def groups(study: Study, sides: Sequence[str]) -> list[str]:
     """The varied parameters but for the epochs, those of the heat maps first."""
     group = [name for name in study.parameters if name != EPOCHS]

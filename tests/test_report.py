@@ -14,7 +14,7 @@ from test_study_plots import NO_CURVES, simulate
 
 from fmnist_lab import report
 from fmnist_lab.errors import UserError
-from fmnist_lab.study import heat_map_sides
+from fmnist_lab.study import as_changes, heat_map_sides, one_at_a_time
 
 COMMAND = 'python -m fmnist_lab.run -m trainer.epochs=1,5 "seed=range(3)"'
 
@@ -389,6 +389,26 @@ def test_studies_of_all_shapes_are_written(shape, tmp_path):
     runs, curves = simulate(**shape)
     files = written(runs, curves if shape["seeds"] > 1 else NO_CURVES, tmp_path)
     assert all(file.stat().st_size for file in files.values())
+
+
+def test_one_change_at_a_time_is_what_the_figures_are_by(tmp_path):
+    grid = {"optimizer": ["Adam", "SGD"], "model.dropout": [0, 0.5]}
+    runs, curves = simulate(2, (5, 20), (32,), **grid)
+    changes = (
+        (runs["trainer.epochs"] == "5").astype(int)
+        + (runs["optimizer"] == "SGD")
+        + (runs["model.dropout"].astype(str) == "0.5")
+    )
+    runs = runs[changes <= 1]
+    study = report.take_apart(runs)
+    common = one_at_a_time(study)
+    assert common == {"trainer.epochs": 20, "optimizer": "Adam", "model.dropout": 0}
+    changed = as_changes(study.summary, common)
+    assert set(changed["change"]) == {"(none)", "epochs 5", "optimizer SGD", "dropout 0.5"}
+    files = written(runs, curves, tmp_path)
+    assert "by_parameter.png" in files
+    assert "heat_map_gap.png" not in files
+    assert one_at_a_time(report.take_apart(simulate(2, (5, 20), (32,), **grid)[0])) is None
 
 
 def test_five_hundred_runs_take_no_patience(tmp_path):
