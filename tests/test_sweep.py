@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +14,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from fmnist_lab.sweep import job_name
+from fmnist_lab.errors import UserError
+from fmnist_lab.scratch import Scratch
+from fmnist_lab.sweep import Job, Membership, job_name
+from fmnist_lab.tracking import Store, SweepRun, member_tag
 
 TINY = ("data.train_limit=1000", "data.test_limit=500")
 LOCAL_CORES = "hydra/launcher=local_cores"
@@ -136,6 +140,45 @@ def test_a_sweep_that_cannot_be_done_is_refused_before_it_begins(doors, tmp_path
     assert said in process.error
     assert process.out == ""
     assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_sweep_that_is_going_on_is_not_begun_a_second_time(tmp_path):
+    store = Store.locate(f"sqlite:///{tmp_path}/mlflow.db")
+    tags = {"sweep.hash": "same", "host": socket.gethostname()}
+    first = SweepRun.open(store, None, "sweep", tags, resume=False)
+    with pytest.raises(UserError, match=rf"{first.id}.* in progress"):
+        SweepRun.open(store, None, "sweep", tags, resume=True)
+    MlflowClient(store.uri).set_tag(first.id, "process", "another-boot 1 1")
+    again = SweepRun.open(store, None, "sweep", tags, resume=True)
+    assert (again.id, again.continued) == (first.id, True)
+
+
+def test_a_store_that_is_away_at_the_end_of_a_job_does_not_end_the_sweep(tmp_path):
+    store = Store.locate(f"sqlite:///{tmp_path}/mlflow.db")
+    run = SweepRun.open(store, None, "sweep", {}, resume=False)
+    Path(tmp_path, "mlflow.db").write_bytes(b"no database any more" * 100)
+    job = Job(Membership(run.id, 0, "one"), run, tmp_path)
+    assert job.attempt(lambda _: print("done") or {"accuracy/test": 0.5}) == {"accuracy/test": 0.5}
+    assert job.log.read_text().startswith("done\n")
+
+
+def test_a_run_whose_end_the_store_has_not_heard_of_is_not_marked_as_lost(tmp_path):
+    store = Store.locate(f"sqlite:///{tmp_path}/mlflow.db")
+    sweep = SweepRun.open(store, None, "sweep", {}, resume=False)
+    client = MlflowClient(store.uri)
+    scratch = Scratch.claim(store.unfinished, "x")
+    tags = {member_tag(sweep.id): "00000", "mlflow.parentRunId": sweep.id}
+    tags["scratch"] = str(scratch.folder)
+    run_id = client.create_run(sweep.experiment_id, tags=tags).info.run_id
+    scratch.append({"kind": "end", "status": "FINISHED"})
+    (tmp_path / "log.txt").write_text("said")
+    sweep.keep_log(0, "x", tmp_path / "log.txt", 0, "", {})
+    sweep.end_members("FAILED", "its worker process was lost")
+    assert client.get_run(run_id).info.status == "RUNNING"
+    assert [file.path for file in client.list_artifacts(run_id)] == ["log.txt"]
+    scratch.remove()
+    sweep.end_members("FAILED", "its worker process was lost")
+    assert client.get_run(run_id).info.status == "FAILED"
 
 
 @pytest.mark.slow
