@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+SPEED = "images_per_second"
+
 
 def outcome(uri: str, folder: Path | None = None) -> dict:
     """All that is to be the same of the only run of a store, and its id.
@@ -32,11 +34,14 @@ def outcome(uri: str, folder: Path | None = None) -> dict:
         "metrics": {
             name: [(p.step, p.value) for p in client.get_metric_history(id, name)]
             for name in run.data.metrics
-            if name != "images_per_second"
+            if name != SPEED
         },
-        "speeds": [p.step for p in client.get_metric_history(id, "images_per_second")],
+        "speeds": [p.step for p in client.get_metric_history(id, SPEED)],
         "datasets": [each.dataset.digest for each in run.inputs.dataset_inputs],
-        "model": model.status,
+        "model": (
+            model.status,
+            {m.key: (m.step, m.value) for m in model.metrics or () if m.key != SPEED},
+        ),
         "class_names": class_names,
         "weights": [array.tobytes() for array in loaded.get_weights()],
         "predictions": predictions,

@@ -281,6 +281,15 @@ def test_the_model_has_an_exact_signature_and_requirements(tracked):
     assert not any(name.endswith(".pkl") for name in files)  # nothing that runs code when loaded
 
 
+def test_the_model_has_the_metrics_of_the_last_epoch(tracked):
+    from mlflow import MlflowClient
+
+    (output,) = tracked.run.outputs.model_outputs
+    kept = MlflowClient(tracked.uri).get_logged_model(output.model_id)
+    assert {each.key: each.value for each in kept.metrics} == tracked.run.data.metrics
+    assert {each.step for each in kept.metrics} == {output.step} == {2}
+
+
 def test_only_the_store_is_left_behind(tracked):
     assert strays(tracked.folder) == []
     left = {path.name for path in (tracked.folder / "mlruns").iterdir()}

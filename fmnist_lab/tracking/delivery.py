@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -108,6 +109,7 @@ class Delivery:
 
             backend.start(lean=True)
         import mlflow.keras
+        from mlflow.entities import LoggedModelOutput, Metric
         from mlflow.models import Model, ModelSignature
         from mlflow.types import Schema, TensorSpec
 
@@ -121,26 +123,50 @@ class Delivery:
             return TensorSpec(np.dtype(symbol.dtype), (-1, *symbol.shape[1:]))
 
         run = self.client.get_run(self.run_id)
-        # Left to itself, MLflow files the model under its Default experiment.
+        # Step by step, because MLflow's `log_model` would file the model under its Default
+        # experiment, load it in another process to find its requirements, and ask the store for
+        # the history of every metric.
         logged = self.client.create_logged_model(
             run.info.experiment_id, name="model", source_run_id=self.run_id, params=run.data.params
         )
-        Model.log(
-            artifact_path=None,
-            flavor=mlflow.keras,
+        description = Model(
+            artifact_path=logged.artifact_location,
+            model_uuid=logged.model_id,
             run_id=self.run_id,
             model_id=logged.model_id,
-            model=model,
-            signature=ModelSignature(
-                Schema([tensor(model.inputs[0])]), Schema([tensor(model.outputs[0])])
-            ),
-            metadata={"class_names": event["class_names"]},
-            # Left to itself, MLflow loads the model in another process to find these out.
-            pip_requirements=[
-                f"{library}=={metadata.version(library)}"
-                for library in ("mlflow", "tensorflow", "keras", "numpy")
-            ],
         )
+        scores = event.get("metrics") or {"step": 0, "time": 0, "values": {}}
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                files = str(Path(folder, "model"))
+                mlflow.keras.save_model(
+                    model,
+                    files,
+                    mlflow_model=description,
+                    signature=ModelSignature(
+                        Schema([tensor(model.inputs[0])]), Schema([tensor(model.outputs[0])])
+                    ),
+                    metadata={"class_names": event["class_names"]},
+                    pip_requirements=[
+                        f"{library}=={metadata.version(library)}"
+                        for library in ("mlflow", "tensorflow", "keras", "numpy")
+                    ],
+                )
+                self.client.log_model_artifacts(logged.model_id, files)
+            output = LoggedModelOutput(logged.model_id, step=scores["step"])
+            self.client.log_outputs(self.run_id, [output])
+            about = {"run_id": self.run_id, "model_id": logged.model_id}
+            self.client.log_batch(
+                self.run_id,
+                [
+                    Metric(name, value, scores["time"], scores["step"], **about)
+                    for name, value in scores["values"].items()
+                ],
+            )
+        except Exception:
+            self.client.finalize_logged_model(logged.model_id, "FAILED")
+            raise
+        self.client.finalize_logged_model(logged.model_id, "READY")
 
     def _model_is_there(self) -> bool:
         """Whether the run has its model; what is left of an attempt is cleared away."""

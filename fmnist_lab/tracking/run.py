@@ -7,6 +7,7 @@ at the end of the run, or by `python -m fmnist_lab.runs sync`.
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import tempfile
@@ -62,6 +63,7 @@ class Run:
         self._refused: list[Exception] = []
         self._retry_at = 0.0
         self._points: dict[int, Event] = {}
+        self._latest: Event = {}
         if store is not None:
             assert scratch is not None
             earlier = scratch.events()
@@ -93,7 +95,7 @@ class Run:
         self._flush()
         # A courtesy to others, which is not to harm this run.
         with suppress(Exception):
-            heal(store)
+            _heal_once(store)
 
     @property
     def store_name(self) -> str:
@@ -151,6 +153,7 @@ class Run:
             self.wait_until_open()
         values = {name: float(value) for name, value in metrics.items()}
         event = {"kind": "metrics", "step": step, "time": _now(), "values": values}
+        self._latest = self._points.get(step, event)
         if step in self._points:
             self.write(lambda: self._send(self._points[step]), essential=True)
         else:
@@ -189,12 +192,21 @@ class Run:
         self.tags({"data.digest": digest})
 
     def model(self, model: keras.Model, class_names: Sequence[str]) -> None:
-        """Keep the model: uint8 images in, float32 probabilities out, exact requirements."""
+        """Keep the model: uint8 images in, float32 probabilities out, exact requirements.
+
+        Its metrics are those that were logged last.
+        """
+        scores = {key: self._latest[key] for key in ("step", "time", "values") if self._latest}
 
         def task() -> None:
             assert self.scratch is not None
             model.save(self.scratch.files / "model.keras")
-            event = {"kind": "model", "file": "model.keras", "class_names": list(class_names)}
+            event = {
+                "kind": "model",
+                "file": "model.keras",
+                "class_names": list(class_names),
+                "metrics": scores,
+            }
             self.scratch.append(event)
             self._send(event, model)
 
@@ -396,6 +408,12 @@ def _prepare_for_models() -> None:
         from mlflow.utils import requirements_utils
 
         requirements_utils._init_modules_to_packages_map()
+
+
+@functools.cache
+def _heal_once(store: Store) -> None:
+    """Heal what other processes have left; the jobs of one sweep need not each ask."""
+    heal(store)
 
 
 def _now() -> int:
