@@ -418,7 +418,8 @@ class _Program:
     def steps(self, *arguments: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Take some steps, compiled on the first call; see `_steps`."""
         try:
-            return self._compiled(*arguments)
+            with backend.brief_origins():
+                return self._compiled(*arguments)
         except (tf.errors.OutOfRangeError, tf.errors.DataLossError, tf.errors.InvalidArgumentError):
             # A program that XLA kept may be cut short, by a kill or a full disk, and would now fail
             # for ever. It is read before the first step, so nothing has been trained yet.
