@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import os
 import platform
@@ -130,6 +129,8 @@ def brief_origins() -> Iterator[None]:
     A compiled program keeps them for ever: of the tutorial's network 2 MB, most of them Keras'. If
     TensorFlow names this differently one day, only that memory is lost.
     """
+    loaded = (getattr(module, "__file__", None) or "" for module in list(sys.modules.values()))
+    files = frozenset(file for file in loaded if "site-packages" in file)
     try:
         from tensorflow.python.util import tf_stack
 
@@ -137,19 +138,11 @@ def brief_origins() -> Iterator[None]:
             def get_filtered_filenames(self) -> frozenset[str]:
                 return files
 
-        files = _library_files()
-        origins = Libraries()
     except (ImportError, AttributeError):
         yield
         return
-    with origins:
+    with Libraries():
         yield
-
-
-@functools.cache
-def _library_files() -> frozenset[str]:
-    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    return frozenset(file for file in files if file and "site-packages" in file)
 
 
 def _limit_heaps() -> None:

@@ -418,8 +418,7 @@ class _Program:
     def steps(self, *arguments: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Take some steps, compiled on the first call; see `_steps`."""
         try:
-            with backend.brief_origins():
-                return self._compiled(*arguments)
+            return self._compiled(*arguments)
         except (tf.errors.OutOfRangeError, tf.errors.DataLossError, tf.errors.InvalidArgumentError):
             # A program that XLA kept may be cut short, by a kill or a full disk, and would now fail
             # for ever. It is read before the first step, so nothing has been trained yet.
@@ -433,6 +432,7 @@ class _Program:
         # (github.com/python/cpython/issues/106905): an import that goes on meanwhile, say.
         self._compiled = tf.function(self._steps, jit_compile=self.xla, autograph=False)
 
+    @backend.brief_origins()
     def _steps(
         self,
         images: tf.Tensor,

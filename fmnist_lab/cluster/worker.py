@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,13 +87,13 @@ class ClusterLauncher(Launcher):
     threads: int | None
 
     @staticmethod
+    @abstractmethod
     def check(options: Any) -> None:
         """Refuse, before anything is begun, what the cluster could not do.
 
         Args:
             options: The checked `hydra.launcher`.
         """
-        raise NotImplementedError
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -123,9 +124,9 @@ class ClusterLauncher(Launcher):
         results = self.run_all(jobs)
         return [results[number] for number in jobs]
 
+    @abstractmethod
     def run_all(self, jobs: dict[int, list[str]]) -> dict[int, JobReturn]:
         """Do jobs, given by number with their overrides."""
-        raise NotImplementedError
 
     def lost(self, number: int, overrides: list[str], reason: str) -> JobReturn:
         """Record a job whose worker is gone for good; the others of the sweep go on."""

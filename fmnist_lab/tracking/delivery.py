@@ -69,18 +69,18 @@ class Delivery:
 
     def deliver_values(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Take events of the kinds in `VALUES` to the store, all of them in one call or none."""
-        from mlflow.entities import Metric, Param, RunTag
+        from mlflow.entities import Param, RunTag
 
         metrics, params, tags = [], [], []
         for event in events:
-            for name, value in event["values"].items():
-                match event["kind"]:
-                    case "metrics":
-                        metrics.append(Metric(name, value, event["time"], event["step"]))
-                    case "params":
-                        params.append(Param(name, value))
-                    case "tags":
-                        tags.append(RunTag(name, value))
+            values = event["values"].items()
+            match event["kind"]:
+                case "metrics":
+                    metrics += _metrics(event)
+                case "params":
+                    params += [Param(name, value) for name, value in values]
+                case "tags":
+                    tags += [RunTag(name, value) for name, value in values]
         self.client.log_batch(self.run_id, metrics, params, tags)
 
     def _dataset(self, event: Mapping[str, Any]) -> None:
@@ -109,7 +109,7 @@ class Delivery:
 
             backend.start(lean=True)
         import mlflow.keras
-        from mlflow.entities import LoggedModelOutput, Metric
+        from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model, ModelSignature
         from mlflow.types import Schema, TensorSpec
 
@@ -124,8 +124,7 @@ class Delivery:
 
         run = self.client.get_run(self.run_id)
         # Step by step, because MLflow's `log_model` would file the model under its Default
-        # experiment, load it in another process to find its requirements, and ask the store for
-        # the history of every metric.
+        # experiment and ask the store for the history of every metric.
         logged = self.client.create_logged_model(
             run.info.experiment_id, name="model", source_run_id=self.run_id, params=run.data.params
         )
@@ -147,6 +146,7 @@ class Delivery:
                         Schema([tensor(model.inputs[0])]), Schema([tensor(model.outputs[0])])
                     ),
                     metadata={"class_names": event["class_names"]},
+                    # Left to itself, MLflow loads the model in another process to find these out.
                     pip_requirements=[
                         f"{library}=={metadata.version(library)}"
                         for library in ("mlflow", "tensorflow", "keras", "numpy")
@@ -155,14 +155,7 @@ class Delivery:
                 self.client.log_model_artifacts(logged.model_id, files)
             output = LoggedModelOutput(logged.model_id, step=scores["step"])
             self.client.log_outputs(self.run_id, [output])
-            about = {"run_id": self.run_id, "model_id": logged.model_id}
-            self.client.log_batch(
-                self.run_id,
-                [
-                    Metric(name, value, scores["time"], scores["step"], **about)
-                    for name, value in scores["values"].items()
-                ],
-            )
+            self.client.log_batch(self.run_id, _metrics(scores, logged.model_id))
         except Exception:
             self.client.finalize_logged_model(logged.model_id, "FAILED")
             raise
@@ -182,6 +175,16 @@ class Delivery:
             if location.scheme == "file":
                 shutil.rmtree(Path(unquote(location.path)).parent, ignore_errors=True)
         return False
+
+
+def _metrics(event: Mapping[str, Any], model_id: str | None = None) -> list[Any]:
+    """Return an event's metrics as MLflow has them, of the run or of its model."""
+    from mlflow.entities import Metric
+
+    return [
+        Metric(name, value, event["time"], event["step"], model_id=model_id)
+        for name, value in event["values"].items()
+    ]
 
 
 def batch(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

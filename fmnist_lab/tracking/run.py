@@ -196,7 +196,7 @@ class Run:
 
         Its metrics are those that were logged last.
         """
-        scores = {key: self._latest[key] for key in ("step", "time", "values") if self._latest}
+        scores = self._latest
 
         def task() -> None:
             assert self.scratch is not None
