@@ -5,6 +5,7 @@ import shutil
 import socket
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,32 @@ def test_what_is_delivered_again_is_not_doubled(store, client, new_run, tmp_path
             delivery.deliver(event)
     check_delivered(client, run_id)
     assert Path(client.download_artifacts(run_id, "notes.txt")).read_text() == "second"
+
+
+def test_two_runs_may_be_the_first_of_a_data_set_at_once(
+    store, client, new_run, tmp_path, monkeypatch
+):
+    from mlflow.store.tracking import sqlalchemy_store
+
+    (event,) = (event for event in EVENTS if event["kind"] == "dataset")
+    # Of this test alone: one that the store has already cannot be raced for.
+    event = {**event, "digest": "raced for"}
+    runs = {"slow": new_run(), "quick": new_run()}
+    uuid4, asked = uuid.uuid4, []
+
+    def overtaken() -> uuid.UUID:
+        # Between MLflow's look for the data set and its adding it.
+        asked.append(1)
+        if len(asked) == 1:
+            Delivery(store, runs["quick"], tmp_path, again=False).deliver(event)
+        return uuid4()
+
+    monkeypatch.setattr(sqlalchemy_store.uuid, "uuid4", overtaken)
+    Delivery(store, runs["slow"], tmp_path, again=False).deliver(event)
+    for run_id in runs.values():
+        (used,) = client.get_run(run_id).inputs.dataset_inputs
+        assert used.dataset.digest == "raced for"
+        client.set_terminated(run_id)
 
 
 def test_of_a_model_that_was_delivered_halfway_one_is_left(

@@ -86,6 +86,7 @@ class Delivery:
     def _dataset(self, event: Mapping[str, Any]) -> None:
         from mlflow.data.code_dataset_source import CodeDatasetSource
         from mlflow.entities import Dataset, DatasetInput, InputTag
+        from mlflow.exceptions import MlflowException
 
         source = CodeDatasetSource({"source": event["source"]})
         used = Dataset(
@@ -98,7 +99,15 @@ class Delivery:
             profile=event["profile"],
         )
         context = InputTag("mlflow.data.context", "training")
-        self.client.log_inputs(self.run_id, [DatasetInput(used, [context])])
+        inputs = [DatasetInput(used, [context])]
+        try:
+            self.client.log_inputs(self.run_id, inputs)
+        except MlflowException as error:
+            if is_outage(error):
+                raise
+            # MLflow looks for the data set, and adds it if it is not there; another run may have
+            # been quicker in between. Now it is there.
+            self.client.log_inputs(self.run_id, inputs)
 
     def _model(self, event: Mapping[str, Any], model: keras.Model | None) -> None:
         if self.again and self._model_is_there():
