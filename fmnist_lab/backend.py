@@ -148,7 +148,7 @@ def brief_origins() -> Iterator[None]:
 def _limit_heaps() -> None:
     """Have threads share two of the C library's heaps, instead of a dozen.
 
-    XLA compiles on many threads, and each heap keeps its holes: half of what an architecture
+    XLA compiles on many threads, and each heap keeps its holes: a third of what an architecture
     would leave behind.
     """
     # Only the C library of Linux has it; the number is malloc.h's M_ARENA_MAX.
