@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from fmnist_lab.errors import UserError
 if TYPE_CHECKING:
     import keras
 
+    from fmnist_lab.engines import Recipe
     from fmnist_lab.sweep import Membership
-    from fmnist_lab.training import Recipe
 
 
 # What of the data a study may vary; where they lie and how their files are called is none of it.
@@ -76,19 +77,32 @@ def build_optimizer(config: Config, images: int) -> keras.Optimizer:
     return config.optimizer.build(learning_rate=rate)
 
 
-def build_recipe(config: Config, model: keras.Model) -> Recipe:
-    """Build what a training step consists of, the engine decided."""
-    from fmnist_lab import training
+def build_recipe(
+    config: Config, model: keras.Model, optimizer: keras.Optimizer, auto_engine: str = "auto"
+) -> Recipe:
+    """Build what a training step consists of, the engine decided.
+
+    Args:
+        config: The whole config.
+        model: What is to be trained.
+        optimizer: By which.
+        auto_engine: The engine that `trainer.engine=auto` stands for; "auto": the fastest.
+
+    Raises:
+        UserError: The engine that the config names cannot train this.
+    """
+    from fmnist_lab import engines
     from fmnist_lab.augmentation import Augmentation
 
     chosen = config.augmentation.model_dump()
     engine = config.trainer.engine
-    return training.Recipe(
+    recipe = engines.Recipe(
         batch_size=config.trainer.batch_size,
-        engine=training.choose_engine(model) if engine == "auto" else engine,
+        engine=auto_engine if engine == "auto" else engine,
         label_smoothing=config.trainer.label_smoothing,
         augmentation=Augmentation(**chosen) if any(chosen.values()) else None,
     )
+    return replace(recipe, engine=engines.choose(model, optimizer, recipe))
 
 
 def check_model(model: keras.Model, dataset: data.Dataset, name: str) -> None:
@@ -97,12 +111,12 @@ def check_model(model: keras.Model, dataset: data.Dataset, name: str) -> None:
     Raises:
         UserError: The input, the output, or a few probabilities are not of the right kind.
     """
-    from fmnist_lab import training
+    from fmnist_lab import engines
 
     expected = f"images {dataset.train_images.shape[1:]} to {len(dataset.class_names)} classes"
     try:
         shapes = [tuple(model.input_shape[1:]), tuple(model.output_shape[1:])]
-        probabilities = training.predict(model, dataset.train_images[:32])
+        probabilities = engines.predict(model, dataset.train_images[:32])
         sums = probabilities.sum(axis=-1)
     except Exception as error:
         raise UserError(

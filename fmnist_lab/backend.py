@@ -111,6 +111,31 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def compiled_folder(kind: str) -> Path | None:
+    """Return where compiled programs of a kind are kept for later processes.
+
+    A compiled program holds this processor's instructions and may call into this TensorFlow, and a
+    home folder may be shared by machines that differ, so each kind of both has its own folder. None
+    if the processor is not known well enough, or nothing can be written there.
+    """
+    try:
+        abilities = next(
+            line
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.lower().startswith(("flags", "features"))
+        )
+    except (OSError, StopIteration):
+        return None
+    machine = hashlib.sha256(f"{version('tensorflow')} {abilities}".encode()).hexdigest()[:8]
+    root = os.environ.get("FMNIST_LAB_CACHE") or platformdirs.user_cache_dir("fmnist_lab")
+    folder = Path(root).expanduser() / kind / machine
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder
+
+
 def forget_compiled_programs() -> bool:
     """Delete the programs that XLA kept from earlier processes; return whether it keeps any."""
     folder = re.search(r"--tf_xla_persistent_cache_directory=(\S+)", os.getenv("TF_XLA_FLAGS", ""))
@@ -157,28 +182,14 @@ def _limit_heaps() -> None:
 
 
 def _keep_compiled_programs() -> None:
-    """Let XLA keep what it compiled for later processes: 0.6 s of a 1.3 s first epoch.
-
-    A compiled program holds this processor's instructions and calls into this TensorFlow, and a
-    home folder may be shared by machines that differ, so each kind of both has its own folder.
-    """
+    """Let XLA keep what it compiled for later processes: 0.6 s of a 1.3 s first epoch."""
     if "tf_xla_persistent_cache_directory" in os.environ.get("TF_XLA_FLAGS", ""):
         return
-    try:
-        abilities = next(
-            line for line in Path("/proc/cpuinfo").read_text().splitlines() if "flags" in line
-        )
-    except (OSError, StopIteration):
-        return
-    kind = hashlib.sha256(f"{version('tensorflow')} {abilities}".encode()).hexdigest()[:8]
-    root = os.environ.get("FMNIST_LAB_CACHE") or platformdirs.user_cache_dir("fmnist_lab")
-    folder = Path(root).expanduser() / "xla" / kind
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return
-    flags = os.environ.get("TF_XLA_FLAGS", "")
-    os.environ["TF_XLA_FLAGS"] = f"{flags} --tf_xla_persistent_cache_directory={folder}".strip()
+    folder = compiled_folder("xla")
+    if folder is not None:
+        flags = os.environ.get("TF_XLA_FLAGS", "")
+        flags = f"{flags} --tf_xla_persistent_cache_directory={folder}"
+        os.environ["TF_XLA_FLAGS"] = flags.strip()
 
 
 @contextmanager

@@ -340,7 +340,10 @@ class Trainer(Section):
 
     epochs: Count = Field(examples=[5])
     batch_size: Count = Field(examples=[32])
-    engine: Annotated[Literal["auto", "xla", "graph"], Field(description="one of auto, xla, graph")]
+    engine: Annotated[
+        Literal["auto", "native", "xla", "graph"],
+        Field(description="one of auto, native, xla, graph"),
+    ]
     threads: OptionalCount = Field(examples=[1])
     precision: Annotated[
         Literal["float32", "bfloat16"], Field(description="one of float32, bfloat16")

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 
 def train(
-    config: Config, member: Membership | None = None, *, reproduces: str = ""
+    config: Config,
+    member: Membership | None = None,
+    *,
+    reproduces: str = "",
+    auto_engine: str = "auto",
 ) -> dict[str, float]:
     """Train a model as configured, evaluate it, and keep everything.
 
@@ -32,6 +36,7 @@ def train(
         config: A checked config.
         member: The job's place in a sweep, if it is in one.
         reproduces: Id of the run that this one is to be compared with, if there is one.
+        auto_engine: The engine that `trainer.engine=auto` stands for; "auto": the fastest.
 
     Returns:
         The last epoch's metrics.
@@ -65,7 +70,7 @@ def train(
     callbacks = [callback.build() for callback in config.callbacks.values()]
     validation = _validation(dataset)
     training.check_callbacks(callbacks, validation is not None)
-    recipe = assembly.build_recipe(config, model)
+    recipe = assembly.build_recipe(config, model, optimizer, auto_engine)
     epochs, images, labels = config.trainer.epochs, dataset.train_images, dataset.train_labels
 
     screen.heading(config, dataset, device, model, recipe.engine)

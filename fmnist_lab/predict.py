@@ -51,7 +51,7 @@ class Classifier:
         Raises:
             UserError: The images have another shape or hold anything but whole numbers 0 to 255.
         """
-        from fmnist_lab import training
+        from fmnist_lab import engines
 
         shape = tuple(self.model.input_shape[1:])
         try:
@@ -78,7 +78,7 @@ class Classifier:
             )
         raw = images.astype(np.uint8)
         batch = raw[None] if images.shape == shape else raw
-        probabilities = training.predict(self.model, batch)
+        probabilities = engines.predict(self.model, batch)
         return probabilities[0] if images.shape == shape else probabilities
 
 

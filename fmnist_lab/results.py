@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def predict(model: keras.Model, dataset: data.Dataset) -> dict[str, np.ndarray]:
     """Return the model's probabilities for each part of the data set that has images."""
-    from fmnist_lab import training
+    from fmnist_lab import engines
 
     parts = {
         "train": dataset.train_images,
@@ -25,9 +25,9 @@ def predict(model: keras.Model, dataset: data.Dataset) -> dict[str, np.ndarray]:
         "validation": dataset.validation_images,
     }
     # Only the test set's are kept, for a reloaded model to give again to the last bit.
-    sizes = {"train": training.FAST_PREDICTION_BATCH}
+    sizes = {"train": engines.FAST_PREDICTION_BATCH}
     return {
-        part: training.predict(model, images, sizes.get(part, training.PREDICTION_BATCH))
+        part: engines.predict(model, images, sizes.get(part, engines.PREDICTION_BATCH))
         for part, images in parts.items()
         if len(images)
     }

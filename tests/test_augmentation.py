@@ -79,11 +79,11 @@ def test_the_draws_depend_on_both_parts_of_the_seed_alone(images, engine):
 def test_an_augmented_training_can_be_repeated_and_continued(images):
     import keras
 
-    from fmnist_lab import models, training
+    from fmnist_lab import engines, models, training
     from fmnist_lab.augmentation import Augmentation
 
     labels = np.arange(COUNT) % 4
-    recipe = training.Recipe(augmentation=Augmentation(flip=True, shift=1, erase=0.5))
+    recipe = engines.Recipe(augmentation=Augmentation(flip=True, shift=1, erase=0.5))
 
     def trained(*parts):
         keras.utils.set_random_seed(0)

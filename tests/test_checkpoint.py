@@ -224,7 +224,7 @@ class Sitting:
     def __init__(self, folder, pictures, optimizer, callbacks, epochs: int, until: int) -> None:
         import keras
 
-        from fmnist_lab import models, training
+        from fmnist_lab import engines, models, training
 
         keras.utils.set_random_seed(0)
         images, labels = pictures
@@ -240,14 +240,14 @@ class Sitting:
             self.optimizer,
             epochs=epochs,
             seed=0,
-            recipe=training.Recipe(batch_size=16, engine="graph"),
+            recipe=engines.Recipe(batch_size=16, engine="graph"),
             validation=(images[:20], labels[:20][::-1]),
             callbacks=callbacks,
             first_epoch=len(keeper.history) + 1,
             on_begin=keeper.begin,
         )
         for epoch in () if over else trained:
-            probabilities = training.predict(self.model, images)
+            probabilities = engines.predict(self.model, images)
             keeper.after(
                 {"sum": float(probabilities[:, 0].sum()), "rate": epoch.learning_rate},
                 last=epoch.last,

@@ -103,7 +103,7 @@ def test_a_few_steps_make_it_better(name):
     """On the images themselves: with random weights none of these does better than chance."""
     import keras
 
-    from fmnist_lab import training
+    from fmnist_lab import engines, training
 
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
@@ -115,7 +115,7 @@ def test_a_few_steps_make_it_better(name):
         training.train(
             *(model, images, labels, keras.optimizers.Adam(0.01)),
             epochs=10,
-            recipe=training.Recipe(batch_size=16),
+            recipe=engines.Recipe(batch_size=16),
         )
     )
     assert epochs[-1].loss < 0.6 * epochs[0].loss

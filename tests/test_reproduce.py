@@ -193,6 +193,18 @@ def test_a_run_is_reproduced_to_the_last_bit(say, client):
         assert [point.value for point in before] == [point.value for point in after]
 
 
+def test_the_engine_is_that_of_the_run_although_auto_would_choose_another_today(say, client):
+    old = runs(client)[-1].info.run_id
+    chosen = client.get_run(old).data.tags["engine"]
+    try:
+        client.set_tag(old, "engine", "graph")
+        say(code=1)
+    finally:
+        client.set_tag(old, "engine", chosen)
+    assert chosen == "native"
+    assert runs(client)[0].data.tags["engine"] == "graph"
+
+
 def test_what_differs_and_by_how_much_is_told(say, client):
     """The seed that the store has is another one, as is the code."""
     old = runs(client)[-1].info.run_id

@@ -210,7 +210,7 @@ def test_params_say_what_was_chosen(tracked):
 
 def test_tags_say_what_ran_where(tracked):
     tags = tracked.run.data.tags
-    assert (tags["job"], tags["engine"]) == ("train", "xla")
+    assert (tags["job"], tags["engine"]) == ("train", "native")
     assert int(tags["threads"]) >= 1
     assert {"device", "host", "version.tensorflow", "version.keras", "version.mlflow"} <= set(tags)
     assert tags["mlflow.source.name"] == "python -m fmnist_lab.run " + " ".join(QUICK)

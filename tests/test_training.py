@@ -7,7 +7,8 @@ from fmnist_lab import evaluation
 from fmnist_lab.errors import UserError
 
 SHAPE, CLASSES, COUNT = (8, 6), 5, 210
-ENGINES = ["xla", "graph"]
+COMPILED = ["xla", "graph"]
+ENGINES = ["native", *COMPILED]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,7 +60,7 @@ SGD = {"class": "SGD", "learning_rate": 0.05}
 
 def run(model, images, labels, optimizer=None, *, epochs=2, seed=0, first_epoch=1, **recipe):
     """Train, and return the epochs."""
-    from fmnist_lab import training
+    from fmnist_lab import engines, training
 
     return list(
         training.train(
@@ -70,7 +71,7 @@ def run(model, images, labels, optimizer=None, *, epochs=2, seed=0, first_epoch=
             epochs=epochs,
             seed=seed,
             first_epoch=first_epoch,
-            recipe=training.Recipe(**recipe),
+            recipe=engines.Recipe(**recipe),
         )
     )
 
@@ -117,14 +118,19 @@ OPTIMIZERS = {
     "adam": {"class": "Adam", "learning_rate": 0.003},
     "adamw": {"class": "AdamW", "learning_rate": 0.003, "weight_decay": 0.05},
     "sgd": SGD,
-    "momentum": {**SGD, "momentum": 0.9, "nesterov": True},
+    "momentum": {**SGD, "momentum": 0.9},
+    "nesterov": {**SGD, "momentum": 0.9, "nesterov": True, "weight_decay": 0.02},
     "clipped": {**SGD, "global_clipnorm": 0.1},
 }
 
 
 @pytest.mark.parametrize(
     ("optimizer", "engine"),
-    [*((name, "xla") for name in OPTIMIZERS), *((name, "graph") for name in ("adam", "momentum"))],
+    [
+        *((name, "native") for name in OPTIMIZERS if name != "clipped"),
+        *((name, "xla") for name in OPTIMIZERS),
+        *((name, "graph") for name in ("adam", "nesterov")),
+    ],
 )
 def test_it_is_fit_for_the_dense_model(images, labels, optimizer, engine):
     """With batches of 32, the seventh is one of 18 images."""
@@ -155,7 +161,8 @@ def test_it_is_fit_for_a_convolutional_model_with_batch_normalization(images, la
     assert [epoch.loss for epoch in epochs] == pytest.approx([loss for loss, _ in expected], 1e-4)
 
 
-def test_it_is_fit_for_a_schedule(images, labels):
+@pytest.mark.parametrize("engine", ["native", "xla"])
+def test_it_is_fit_for_a_schedule(images, labels, engine):
     import keras
 
     from fmnist_lab import schedules
@@ -166,11 +173,12 @@ def test_it_is_fit_for_a_schedule(images, labels):
     ours, oracle = mlp(), mlp()
     start = weights(ours)
     fit(*(oracle, images, labels, optimizer()), epochs=3, seed=0, batch_size=32)
-    run(ours, images, labels, optimizer(), epochs=3, batch_size=32)
+    run(ours, images, labels, optimizer(), epochs=3, batch_size=32, engine=engine)
     check_close(ours, oracle, start, tolerance=2e-5)
 
 
-def test_it_is_fit_for_smoothed_labels(images, labels):
+@pytest.mark.parametrize("engine", ["native", "xla"])
+def test_it_is_fit_for_smoothed_labels(images, labels, engine):
     import keras
 
     ours, oracle = mlp(), mlp()
@@ -180,7 +188,7 @@ def test_it_is_fit_for_smoothed_labels(images, labels):
     expected = fit(
         *(oracle, images, one_hot, build(SGD)), epochs=2, seed=0, batch_size=32, loss=smoothed
     )
-    epochs = run(ours, images, labels, batch_size=32, label_smoothing=0.2)
+    epochs = run(ours, images, labels, batch_size=32, label_smoothing=0.2, engine=engine)
     check_close(ours, oracle, start, tolerance=2e-5)
     assert [epoch.loss for epoch in epochs] == pytest.approx([loss for loss, _ in expected], 1e-5)
 
@@ -218,7 +226,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(images, labels):
 @pytest.mark.parametrize("batch_size", [1, 32, 1000])
 def test_every_image_counts_once(images, labels, batch_size, engine):
     """With a rate too small to change a weight, the epoch's mean is the model's own loss."""
-    from fmnist_lab import training
+    from fmnist_lab import engines
 
     model = mlp()
     start = weights(model)
@@ -230,7 +238,7 @@ def test_every_image_counts_once(images, labels, batch_size, engine):
     )
     for now, before in zip(weights(model), start, strict=True):
         np.testing.assert_allclose(now, before, rtol=0, atol=1e-20)  # a bias of 0 does move
-    whole = evaluation.scores(training.predict(model, images), labels)
+    whole = evaluation.scores(engines.predict(model, images), labels)
     assert epoch.images == COUNT
     assert epoch.loss == pytest.approx(whole.loss, rel=1e-5)
     assert epoch.accuracy == pytest.approx(whole.accuracy)
@@ -239,23 +247,25 @@ def test_every_image_counts_once(images, labels, batch_size, engine):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_slices_change_no_bit(images, labels, engine, monkeypatch):
     """However an epoch is cut for the display, and with dropout, which draws as it goes."""
-    from fmnist_lab import training
+    from fmnist_lab import engines, training
+    from fmnist_lab.engines import recipe as recipes
 
     seen = {}
+    options = {} if engine == "native" else {"dropout": 0.5}
 
     def train(model, first: int, seconds: float) -> list:
-        monkeypatch.setattr(training, "FIRST_SLICE", first)
-        monkeypatch.setattr(training, "SLICE_SECONDS", seconds)
+        monkeypatch.setattr(recipes, "FIRST_SLICE", first)
+        monkeypatch.setattr(recipes, "SLICE_SECONDS", seconds)
         seen[first] = []
         epochs = training.train(
             *(model, images, labels, build(OPTIMIZERS["adam"])),
             epochs=2,
-            recipe=training.Recipe(batch_size=32, engine=engine),
+            recipe=engines.Recipe(batch_size=32, engine=engine),
             on_progress=lambda epoch, count: seen[first].append((epoch, count)),
         )
         return [(epoch.loss, epoch.accuracy) for epoch in epochs]
 
-    small, large = mlp(dropout=0.5), mlp(dropout=0.5)
+    small, large = mlp(**options), mlp(**options)
     assert train(small, 1, 0.0) == train(large, 10**6, 10.0)
     assert same_bits(small, large)
     steps = [*range(32, COUNT, 32), COUNT]
@@ -269,7 +279,8 @@ def test_slices_change_no_bit(images, labels, engine, monkeypatch):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_same_seed_gives_the_same_bits(images, labels, engine):
-    first, second = mlp(seed=7, dropout=0.3), mlp(seed=7, dropout=0.3)
+    options = {"seed": 7} if engine == "native" else {"seed": 7, "dropout": 0.3}
+    first, second = mlp(**options), mlp(**options)
     assert [(e.loss, e.accuracy) for e in run(first, images, labels, engine=engine)] == [
         (e.loss, e.accuracy) for e in run(second, images, labels, engine=engine)
     ]
@@ -292,13 +303,13 @@ def test_models_that_share_a_program_share_nothing_else(images, labels, make):
 
 def test_two_trainings_may_take_turns(images, labels):
     """As when a notebook steps through two generators of one architecture."""
-    from fmnist_lab import training
+    from fmnist_lab import engines, training
 
     alone = mlp(seed=1)
     run(alone, images, labels, build(SGD))
     one, two = mlp(seed=1), mlp(seed=2)
     turns = [
-        training.train(model, images, labels, build(SGD), epochs=2, recipe=training.Recipe())
+        training.train(model, images, labels, build(SGD), epochs=2, recipe=engines.Recipe())
         for model in (one, two)
     ]
     for _ in range(2):
@@ -311,7 +322,7 @@ def test_two_trainings_may_take_turns(images, labels):
 
 
 def test_the_callers_model_and_optimizer_hold_the_state_after_each_epoch(images, labels):
-    from fmnist_lab import training
+    from fmnist_lab import engines, training
 
     model, optimizer = mlp(), build(OPTIMIZERS["adam"])
     states = []
@@ -319,7 +330,7 @@ def test_the_callers_model_and_optimizer_hold_the_state_after_each_epoch(images,
         assert int(optimizer.iterations.numpy()) == 7 * epoch.number
         # The caller's own model, by Keras' own means.
         scores = evaluation.scores(model.predict(images, verbose=0), labels)
-        ours = training.predict(model, images)
+        ours = engines.predict(model, images)
         assert scores == evaluation.scores(ours, labels)
         states.append(
             (scores.loss, *(variable.numpy().tobytes() for variable in optimizer.variables))
@@ -407,14 +418,14 @@ def counted(request):
     return make, Counting
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", COMPILED)
 def test_an_architecture_is_traced_once_for_all_seeds_and_rates(images, labels, engine, counted):
-    from fmnist_lab import schedules, training
+    from fmnist_lab import engines, schedules
 
     make, counter = counted
     first = make()
     run(first, images, labels, engine=engine)
-    training.predict(first, images)
+    engines.predict(first, images)
     others = [make(seed) for seed in (1, 2, 3)]
     traced = counter.traces
     assert traced > 0
@@ -424,7 +435,7 @@ def test_an_architecture_is_traced_once_for_all_seeds_and_rates(images, labels, 
 
     cosine = keras.optimizers.SGD(schedules.cosine(0.1, steps=20))
     run(others[2], images, labels, cosine, engine=engine)
-    training.predict(others[0], images)
+    engines.predict(others[0], images)
     assert counter.traces == traced
     # It does count: another batch size is another program.
     run(others[0], images, labels, engine=engine, batch_size=10)
@@ -432,12 +443,12 @@ def test_an_architecture_is_traced_once_for_all_seeds_and_rates(images, labels, 
 
 
 def test_compiling_ahead_leaves_nothing_to_compile_and_trains_nothing(images, labels, counted):
-    from fmnist_lab import training
+    from fmnist_lab import engines, training
 
     make, counter = counted
     model, optimizer, expected = make(), build(OPTIMIZERS["adam"]), make()
     start = weights(model)
-    training.compile_ahead(model, images, labels, optimizer, training.Recipe())
+    training.compile_ahead(model, images, labels, optimizer, engines.Recipe())
     assert all(np.array_equal(a, b) for a, b in zip(weights(model), start, strict=True))
     traced = counter.traces
     run(model, images, labels, optimizer)
@@ -446,7 +457,7 @@ def test_compiling_ahead_leaves_nothing_to_compile_and_trains_nothing(images, la
     assert same_bits(model, expected)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", COMPILED)
 def test_compiling_parses_no_source(images, labels, engine, monkeypatch):
     """Python 3.11 cannot in two threads at once, and a job imports while it compiles."""
     import ast
@@ -482,10 +493,13 @@ def test_a_kept_program_that_was_damaged_is_compiled_anew(left, doors, tmp_path)
         from fmnist_lab import backend
         backend.start()
         import keras
-        from fmnist_lab import models, training
+        from fmnist_lab import engines, models, training
         model = models.linear((4, 4), 3)
         images, labels = np.zeros((32, 4, 4), np.uint8), np.zeros(32, np.uint8)
-        (epoch,) = training.train(model, images, labels, keras.optimizers.SGD(), epochs=1)
+        recipe = engines.Recipe(engine="xla")
+        (epoch,) = training.train(
+            model, images, labels, keras.optimizers.SGD(), epochs=1, recipe=recipe
+        )
         print(epoch.loss)"""
     first = doors.python(tmp_path, code, FMNIST_LAB_CACHE=str(tmp_path))
     assert first.code == 0, first.err
@@ -551,7 +565,7 @@ def test_a_layer_that_was_written_anew_is_not_taken_for_the_old_one(images):
     """As in a notebook, whose cell with a layer is edited and run again."""
     import keras
 
-    from fmnist_lab import training
+    from fmnist_lab import engines
 
     def model(factor: float):
         @keras.saving.register_keras_serializable("test_training")
@@ -572,7 +586,7 @@ def test_a_layer_that_was_written_anew_is_not_taken_for_the_old_one(images):
 
     for factor in (1.0, 3.0):
         edited = model(factor)
-        ours = training.predict(edited, images)
+        ours = engines.predict(edited, images)
         np.testing.assert_allclose(ours, edited.predict(images, verbose=0), rtol=1e-5)
 
 
@@ -587,30 +601,30 @@ def test_predictions_are_those_of_model_predict_to_the_last_bit(make, count):
     """At the real size, where a matrix product could take another path for another batch."""
     import keras
 
-    from fmnist_lab import models, training
+    from fmnist_lab import engines, models
 
     keras.utils.set_random_seed(0)
     model = getattr(models, make)((28, 28), 10)
     pixels = np.random.default_rng(0).integers(0, 256, (count, 28, 28), np.uint8)
-    ours = training.predict(model, pixels)
+    ours = engines.predict(model, pixels)
     theirs = model.predict(pixels, verbose=0)
     assert (ours.dtype, ours.shape) == (np.float32, (count, 10))
     assert np.flatnonzero((ours != theirs).any(axis=1)).tolist() == []
 
 
 def test_predicting_is_inference(images):
-    from fmnist_lab import training
+    from fmnist_lab import engines
 
     model = mlp(dropout=0.9)
-    first = training.predict(model, images)
-    assert first.tobytes() == training.predict(model, images).tobytes()
+    first = engines.predict(model, images)
+    assert first.tobytes() == engines.predict(model, images).tobytes()
     np.testing.assert_allclose(first.sum(axis=1), 1, rtol=1e-5)
 
 
 def test_no_images_have_no_predictions(images):
-    from fmnist_lab import training
+    from fmnist_lab import engines
 
-    assert training.predict(mlp(), images[:0]).shape == (0, CLASSES)
+    assert engines.predict(mlp(), images[:0]).shape == (0, CLASSES)
 
 
 # What goes wrong
@@ -621,13 +635,13 @@ def test_a_loss_that_is_no_number_stops_at_its_epoch(images, labels, engine):
     """The first epoch is sound; in the second the rate makes the weights overflow."""
     import keras
 
-    from fmnist_lab import training
+    from fmnist_lab import engines, training
 
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([6], [0.01, 1e38])
     epochs = training.train(
         *(mlp(), images, labels, keras.optimizers.SGD(schedule)),
         epochs=5,
-        recipe=training.Recipe(engine=engine),
+        recipe=engines.Recipe(engine=engine),
     )
     assert next(epochs).number == 1
     with pytest.raises(training.DivergedError, match=r"epoch 2 .*optimizer\.learning_rate"):
@@ -653,17 +667,6 @@ def test_a_model_that_cannot_be_rebuilt_is_refused_in_words(images, labels):
         run(model, images, labels)
 
 
-@pytest.mark.parametrize(("gpus", "engine"), [([], "graph"), (["GPU:0"], "xla")])
-def test_convolutions_take_the_graph_without_a_gpu_and_the_rest_xla(gpus, engine, monkeypatch):
-    import tensorflow as tf
-
-    from fmnist_lab import training
-
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
-    assert training.choose_engine(mlp()) == "xla"
-    assert training.choose_engine(cnn()) == engine
-
-
 # Callbacks
 
 
@@ -686,7 +689,7 @@ def callback_run(model, images, labels, callbacks, *, epochs, optimizer=None):
 def test_early_stopping_ends_the_training_and_hands_out_the_best_weights(images, labels):
     import keras
 
-    from fmnist_lab import training
+    from fmnist_lab import engines
 
     stopping = keras.callbacks.EarlyStopping("val_loss", patience=2, restore_best_weights=True)
     model = mlp()
@@ -696,7 +699,7 @@ def test_early_stopping_ends_the_training_and_hands_out_the_best_weights(images,
     losses = [epoch.validation.loss for epoch in epochs]
     best = int(np.argmin(losses))
     assert len(epochs) == best + 3 < 40
-    left = evaluation.scores(training.predict(model, images[140:]), labels[140:])
+    left = evaluation.scores(engines.predict(model, images[140:]), labels[140:])
     assert left.loss == pytest.approx(losses[best], abs=1e-12)
     assert model.optimizer is None
 
@@ -774,7 +777,7 @@ def test_choosing_by_validation_needs_validation_images(images, labels):
 def test_bfloat16_keeps_weights_and_probabilities_in_float32(images, labels):
     import keras
 
-    from fmnist_lab import training
+    from fmnist_lab import engines
 
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -784,6 +787,6 @@ def test_bfloat16_keeps_weights_and_probabilities_in_float32(images, labels):
     epochs = run(model, images, labels, epochs=6)
     assert epochs[-1].loss < epochs[0].loss
     assert {str(variable.dtype) for variable in model.trainable_variables} == {"float32"}
-    probabilities = training.predict(model, images)
+    probabilities = engines.predict(model, images)
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)

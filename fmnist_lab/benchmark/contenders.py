@@ -27,7 +27,7 @@ def ours(
     network: str, batch_size: int, images: np.ndarray, labels: np.ndarray, precision: str
 ) -> EpochFunction:
     """Train with `training.train`."""
-    from fmnist_lab import training
+    from fmnist_lab import engines, training
 
     model, optimizer = _keras_model(network, precision)
     epochs: Iterator[training.Epoch] = training.train(
@@ -36,7 +36,7 @@ def ours(
         labels,
         optimizer,
         epochs=10**6,
-        recipe=training.Recipe(batch_size=batch_size),
+        recipe=engines.Recipe(batch_size=batch_size),
     )
     return lambda: _drop(next(epochs))
 

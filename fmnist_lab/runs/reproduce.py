@@ -46,6 +46,7 @@ CIRCUMSTANCES = {
     "device": "hardware",
     "threads": "threads",
 }
+ENGINES = ("native", "xla", "graph")
 NOT_OUTCOMES = ("images_per_second",)
 
 
@@ -85,7 +86,8 @@ def reproduce(
 
         config = with_threads(config, threads, tags.get("threads", ""))
         _warn(console, tags, backend.start(config.trainer.threads, lean=True))
-        jobs.train(config, reproduces=old.run_id)
+        engine = tags["engine"] if tags.get("engine") in ENGINES else "auto"
+        jobs.train(config, reproduces=old.run_id, auto_engine=engine)
         with tracking.asking(place):
             again = tracking.known(place, old.experiment, f"tags.reproduces = '{old.run_id}'")[0]
             differences = compare(place, old.run_id, again.run_id)

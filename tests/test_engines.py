@@ -1,0 +1,308 @@
+"""Which engine a training gets, and what the native one promises beyond the others."""
+
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fmnist_lab.errors import UserError
+
+SHAPE, CLASSES, COUNT = (9, 7), 5, 230
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _started(backend):
+    """TensorFlow runs from here on; importing it before would cost every test run its start."""
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (COUNT, *SHAPE), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def labels(images) -> np.ndarray:
+    return images[:, 3, :CLASSES].argmax(axis=1).astype(np.uint8)
+
+
+def mlp(*hidden_units: int, **options):
+    import keras
+
+    from fmnist_lab import models
+
+    keras.utils.set_random_seed(3)
+    return models.mlp(SHAPE, CLASSES, hidden_units=hidden_units, **options)
+
+
+def adam(**options):
+    import keras
+
+    return keras.optimizers.Adam(0.003, **options)
+
+
+def trained(model, images, labels, optimizer=None, *, epochs=2, **recipe):
+    """Train; return the epochs' figures, and the weights and the optimizer's memory as bytes."""
+    from fmnist_lab import engines, training
+
+    optimizer = optimizer or adam()
+    figures = [
+        (epoch.loss, epoch.accuracy)
+        for epoch in training.train(
+            *(model, images, labels, optimizer), epochs=epochs, recipe=engines.Recipe(**recipe)
+        )
+    ]
+    return figures, [each.numpy().tobytes() for each in (*model.weights, *optimizer.variables)]
+
+
+# The choice
+
+
+def choice(model, optimizer=None, **recipe) -> str:
+    from fmnist_lab import engines
+
+    return engines.choose(model, optimizer or adam(), engines.Recipe(**recipe))
+
+
+def test_dense_networks_take_the_native_engine_and_convolutions_the_graph():
+    import keras
+
+    from fmnist_lab import models
+
+    assert choice(mlp()) == choice(mlp(8, 6)) == "native"
+    assert choice(mlp(8), keras.optimizers.SGD(0.1, momentum=0.9)) == "native"
+    assert choice(mlp(8), engine="graph") == "graph"
+    assert choice(models.cnn(SHAPE, CLASSES, filters=[2])) == "graph"
+
+
+def test_a_gpu_takes_everything_by_xla(monkeypatch):
+    import tensorflow as tf
+
+    from fmnist_lab import models
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
+    assert choice(mlp(8)) == choice(models.cnn(SHAPE, CLASSES, filters=[2])) == "xla"
+
+
+def unusual_models():
+    import keras
+    from keras import layers
+
+    def stack(*middle, head=None, activation="softmax", **options):
+        head = head or [layers.Rescaling(1 / 255, name="rescale"), layers.Flatten(name="flatten")]
+        end = layers.Dense(CLASSES, activation=activation, name="end", **options)
+        return keras.Sequential([keras.Input(SHAPE, dtype="uint8"), *head, *middle, end])
+
+    class Own(layers.Dense):
+        pass
+
+    inputs = keras.Input(SHAPE, dtype="uint8")
+    hidden = layers.Flatten()(layers.Rescaling(1 / 255)(inputs))
+    branched = keras.Model(inputs, layers.Dense(CLASSES, activation="softmax")(hidden))
+    frozen = stack(layers.Dense(4, activation="relu", name="frozen"))
+    frozen.layers[2].trainable = False
+    return {
+        "received dropout_1, a Dropout, as layer 4, not a Dense": mlp(8, dropout=0.5),
+        "received norm_1, a BatchNormalization, as layer 4": mlp(8, batch_norm=True),
+        "received the layer hidden_1 with another activation": mlp(8, activation="tanh"),
+        "received own, a Own, as layer 3": stack(Own(4, activation="relu", name="own")),
+        "received the layer end with another activation": stack(activation="sigmoid"),
+        "received the layer end without a bias": stack(use_bias=False),
+        "received the layer end with kernel_regularizer": stack(kernel_regularizer="l2"),
+        "received the layer end with bias_constraint": stack(bias_constraint="non_neg"),
+        "received the layer frozen without a bias to train": frozen,
+        "received a Functional model": branched,
+        "received flat, a Flatten, as layer 1, not a Rescaling": stack(
+            head=[layers.Flatten(name="flat"), layers.Dense(3, activation="relu", name="x")]
+        ),
+        "received a Rescaling by other than two numbers": stack(
+            head=[layers.Rescaling([0.1] * SHAPE[1]), layers.Flatten()]
+        ),
+        "received the layer end in mixed_bfloat16": stack(dtype="mixed_bfloat16"),
+    }
+
+
+def test_what_the_native_engine_cannot_train_is_left_to_xla_or_refused_in_words():
+    for words, model in unusual_models().items():
+        assert choice(model) == "xla"
+        with pytest.raises(UserError, match=words) as caught:
+            choice(model, engine="native")
+        assert "trainer.engine=auto" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "options"),
+    [
+        ("the optimizer RMSprop", "RMSprop", {}),
+        ("an optimizer with clipnorm", "Adam", {"clipnorm": 1.0}),
+        ("an optimizer with global_clipnorm", "SGD", {"global_clipnorm": 1.0}),
+        ("an optimizer with clipvalue", "AdamW", {"clipvalue": 1.0}),
+        ("an optimizer with use_ema", "Adam", {"use_ema": True}),
+        ("an optimizer with amsgrad", "Adam", {"amsgrad": True}),
+        ("gradient_accumulation_steps", "Adam", {"gradient_accumulation_steps": 2}),
+    ],
+)
+def test_other_optimizers_are_left_to_xla_or_refused_in_words(words, name, options):
+    import keras
+
+    optimizer = getattr(keras.optimizers, name)(**options)
+    assert choice(mlp(8), optimizer) == "xla"
+    with pytest.raises(UserError, match=words):
+        choice(mlp(8), optimizer, engine="native")
+
+
+def test_biases_that_do_not_decay_are_left_to_xla():
+    import keras
+
+    optimizer = keras.optimizers.AdamW()
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    assert choice(mlp(8), optimizer) == "xla"
+
+
+def test_augmentation_and_other_losses_are_left_to_xla():
+    import keras
+
+    from fmnist_lab.augmentation import Augmentation
+
+    assert choice(mlp(8), augmentation=Augmentation(flip=True)) == "xla"
+    assert choice(mlp(8), loss=keras.losses.SparseCategoricalCrossentropy()) == "xla"
+
+
+# The native engine
+
+
+@pytest.mark.parametrize("hidden_units", [(), (1,), (16,), (40, 24), (33, 64, 7), (130,)])
+@pytest.mark.parametrize("batch_size", [1, 7, 32, 500])
+def test_it_agrees_with_xla_for_any_shape(images, labels, hidden_units, batch_size):
+    """Widths and batches that fill its tiles and panels, and such that do not."""
+    ours, theirs = mlp(*hidden_units), mlp(*hidden_units)
+    found, _ = trained(ours, images, labels, batch_size=batch_size, engine="native")
+    expected, _ = trained(theirs, images, labels, batch_size=batch_size, engine="xla")
+    for mine, other in zip(ours.weights, theirs.weights, strict=True):
+        np.testing.assert_allclose(mine.numpy(), other.numpy(), rtol=0, atol=2e-4)
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("hidden_units", [(), (16,), (130, 70)])
+def test_any_number_of_threads_gives_the_same_bits(images, labels, hidden_units, monkeypatch):
+    """More threads than cores, too, and more than there is work for."""
+    from fmnist_lab.engines import native
+
+    results = []
+    for threads in (1, 2, 3, 7, 100):
+        monkeypatch.setattr(native.Program, "_threads", lambda self, size, n=threads: n)
+        results.append(trained(mlp(*hidden_units), images, labels, engine="native"))
+    assert all(result == results[0] for result in results)
+
+
+def test_small_networks_get_few_threads_and_none_gets_more_than_were_granted(images, monkeypatch):
+    import tensorflow as tf
+
+    from fmnist_lab import engines
+
+    def threads(model, granted: int) -> int:
+        monkeypatch.setattr(
+            tf.config.threading, "get_intra_op_parallelism_threads", lambda: granted
+        )
+        return engines.program(model, adam(), engines.Recipe(batch_size=32))._threads(32)
+
+    assert threads(mlp(8), 64) == 1
+    assert threads(mlp(1024), 2) == 2
+    assert 2 < threads(mlp(1024), 64) < 64
+
+
+def test_other_inputs_than_bytes_by_255(images, labels):
+    """A model of one's own may rescale to other numbers than 0 to 1."""
+    import keras
+    from keras import layers
+
+    def make():
+        keras.utils.set_random_seed(0)
+        return keras.Sequential(
+            [
+                keras.Input(SHAPE, dtype="uint8"),
+                layers.Rescaling(1 / 127.5, offset=-1),
+                layers.Flatten(),
+                layers.Dense(12, activation="relu"),
+                layers.Dense(CLASSES, activation="softmax"),
+            ]
+        )
+
+    ours, theirs = make(), make()
+    trained(ours, images, labels, engine="native")
+    trained(theirs, images, labels, engine="xla")
+    for mine, other in zip(ours.weights, theirs.weights, strict=True):
+        np.testing.assert_allclose(mine.numpy(), other.numpy(), rtol=0, atol=2e-5)
+
+
+def test_labels_beyond_the_classes_are_refused(images, labels):
+    with pytest.raises(UserError, match="labels from 0 to 5, expected 0 to 4"):
+        trained(mlp(4), images, np.where(labels == 1, CLASSES, labels), engine="native")
+
+
+def test_the_callers_processor_state_is_left_alone(images, labels):
+    """Denormals are taken for zero while it trains; NumPy must still know them afterwards."""
+    trained(mlp(4), images, labels, engine="native")
+    assert np.float32(1e-30) * np.float32(1e-10) > 0
+
+
+# The compiler
+
+
+@pytest.fixture
+def unkept(tmp_path, monkeypatch):
+    """An engine that nothing has been compiled for, and the folder that it will be kept in."""
+    from fmnist_lab.engines import native
+
+    monkeypatch.setenv("FMNIST_LAB_CACHE", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    native._library.cache_clear()
+    yield tmp_path
+    native._library.cache_clear()
+
+
+def test_it_is_compiled_once_and_kept(unkept, monkeypatch):
+    from fmnist_lab.engines import native
+
+    assert choice(mlp(4)) == "native"
+    (kept,) = unkept.rglob("*.so")
+    native._library.cache_clear()
+    monkeypatch.setattr(subprocess, "run", None)
+    assert choice(mlp(4)) == "native"
+    assert list(unkept.rglob("dense-*")) == [kept]
+
+
+def test_without_a_compiler_xla_trains_and_the_native_engine_says_what_to_install(
+    unkept, monkeypatch
+):
+    import importlib.util
+
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert choice(mlp(4)) == "xla"
+    with pytest.raises(UserError, match=r"no C compiler; install one.*fmnist_lab\[native\]"):
+        choice(mlp(4), engine="native")
+
+
+def test_a_compiler_that_fails_is_named_with_its_words(unkept, tmp_path, monkeypatch):
+    broken = tmp_path / "broken-cc"
+    broken.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('no such instruction')\n")
+    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CC", str(broken))
+    assert choice(mlp(4)) == "xla"
+    with pytest.raises(UserError, match=r"broken-cc cannot compile dense\.c: no such instruction"):
+        choice(mlp(4), engine="native")
+
+
+@pytest.mark.parametrize("left", [b"", b"something else"])
+def test_a_damaged_library_is_compiled_anew(unkept, left):
+    """Loaded by another process, since a library that is in use must not be written to."""
+    from fmnist_lab import backend
+    from fmnist_lab.engines import native
+
+    folder = backend.compiled_folder("native")
+    whole = native._compile(folder)
+    whole.write_bytes(left)
+    assert choice(mlp(4)) == "native"
+    assert whole.stat().st_size > 1000
