@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from cyclopts import App, Parameter
 
-from fmnist_lab import backend, data, tracking
+from fmnist_lab import backend, data, process, tracking
 from fmnist_lab.errors import UserError, reported
 
 if TYPE_CHECKING:
@@ -281,4 +281,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    process.run(main)

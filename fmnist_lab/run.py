@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fmnist_lab import config, sweep
+from fmnist_lab import config, process, sweep
 from fmnist_lab.errors import UserError, reported
 from fmnist_lab.overrides import check_groups, explained
 from fmnist_lab.usage import usage
@@ -73,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    process.run(main)

@@ -24,7 +24,13 @@ FILTERS = (32, 64)
 
 
 def ours(
-    network: str, batch_size: int, images: np.ndarray, labels: np.ndarray, precision: str
+    network: str,
+    batch_size: int,
+    images: np.ndarray,
+    labels: np.ndarray,
+    precision: str,
+    *,
+    engine: str = "auto",
 ) -> EpochFunction:
     """Train with `training.train`."""
     from fmnist_lab import engines, training
@@ -36,7 +42,7 @@ def ours(
         labels,
         optimizer,
         epochs=10**6,
-        recipe=engines.Recipe(batch_size=batch_size),
+        recipe=engines.Recipe(batch_size=batch_size, engine=engine),
     )
     return lambda: _drop(next(epochs))
 
@@ -164,6 +170,7 @@ def jax_scan(
 
 CONTENDERS: dict[str, Callable[..., EpochFunction]] = {
     "fmnist_lab": ours,
+    "fmnist_lab, XLA": lambda *a: ours(*a, engine="xla"),
     "fit": fit,
     "fit, 50 steps a call": lambda *a: fit(*a, steps_per_execution=50, jit_compile=False),
     "fit, 50 steps, XLA": lambda *a: fit(*a, steps_per_execution=50, jit_compile=True),

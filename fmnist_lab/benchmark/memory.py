@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
@@ -16,7 +17,12 @@ from fmnist_lab.benchmark.results import write_csv
 from fmnist_lab.errors import UserError, reported
 
 
-def memory(*, jobs: int = 30, output: Path | None = None) -> None:
+def memory(
+    *,
+    jobs: int = 30,
+    engine: Literal["auto", "native", "xla", "graph"] = "auto",
+    output: Path | None = None,
+) -> None:
     """Run default jobs of differing width, twice each, in this process; measure its memory.
 
     Each is short (one epoch of 6,400 images, in full batches as those of all images are), because
@@ -25,6 +31,7 @@ def memory(*, jobs: int = 30, output: Path | None = None) -> None:
 
     Args:
         jobs: How many widths.
+        engine: The jobs' trainer.engine.
         output: Folder for memory.csv.
     """
     with reported():
@@ -35,7 +42,7 @@ def memory(*, jobs: int = 30, output: Path | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             for number in range(jobs):
                 width = 32 + 8 * number
-                first, second = _job(width, seed=0), _job(width, seed=1)
+                first, second = _job(width, 0, engine), _job(width, 1, engine)
                 megabytes = _resident()
                 rows.append(
                     {"width": width, "first": first, "second": second, "megabytes": megabytes}
@@ -53,13 +60,13 @@ def memory(*, jobs: int = 30, output: Path | None = None) -> None:
             write_csv(output / "memory.csv", rows)
 
 
-def _job(width: int, seed: int) -> float:
+def _job(width: int, seed: int, engine: str) -> float:
     """Run a job here; return its seconds."""
     from fmnist_lab import run
 
     sys.argv[1:] = [
         *(f"model.hidden_units={width}", f"seed={seed}", "trainer.epochs=1"),
-        "data.train_limit=6400",
+        *("data.train_limit=6400", f"trainer.engine={engine}"),
     ]
     began = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):

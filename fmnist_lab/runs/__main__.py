@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from cyclopts import App, Parameter
 
+from fmnist_lab import process
 from fmnist_lab.runs.compare import compare
 from fmnist_lab.runs.heal import heal
 from fmnist_lab.runs.list import list_runs
@@ -33,4 +34,4 @@ for verb, (function, words) in VERBS.items():
     app.command(function, name=verb, usage=f"Usage: {NAME} {verb}{words} [OPTIONS]")
 
 if __name__ == "__main__":
-    app()
+    process.run(app)

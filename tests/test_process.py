@@ -1,0 +1,56 @@
+"""How programs end: at once, but with all that is to be done at the exit."""
+
+import pytest
+
+CODE = """if True:
+    import atexit, sys, threading, time
+    from fmnist_lab import process
+
+    class Lasting:
+        def __del__(self):
+            print("taken apart")
+
+    lasting = Lasting()
+
+    def linger():
+        time.sleep(0.3)
+        print("thread done")
+
+    def main():
+        threading.Thread(target=linger).start()
+        atexit.register(print, "exit work done")
+        {ending}
+
+    process.run(main)"""
+IN_ORDER = ["thread done", "exit work done"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [("pass", 0), ("sys.exit()", 0), ("sys.exit(3)", 3), ("raise SystemExit(130)", 130)],
+)
+def test_threads_and_exit_work_are_done_and_nothing_is_taken_apart(doors, tmp_path, ending, code):
+    done = doors.python(tmp_path, CODE.format(ending=ending))
+    assert done.code == code, done.err
+    assert done.out.splitlines() == IN_ORDER
+
+
+def test_words_at_the_exit_are_said(doors, tmp_path):
+    done = doors.python(tmp_path, CODE.format(ending='sys.exit("what was wrong")'))
+    assert done.code == 1
+    assert "what was wrong" in done.err
+    assert done.out.splitlines()[:2] == IN_ORDER
+
+
+def test_a_bug_keeps_its_traceback(doors, tmp_path):
+    done = doors.python(tmp_path, CODE.format(ending="1 / 0"))
+    assert done.code == 1
+    assert "ZeroDivisionError" in done.err
+
+
+def test_a_reader_that_has_left_is_no_complaint(doors, tmp_path):
+    """Such as `head`: what is still to be written goes nowhere."""
+    ending = "import os; os.close(os.dup(1)); print('x' * 100_000); os.close(1)"
+    done = doors.python(tmp_path, CODE.format(ending=ending))
+    assert done.code == 0
+    assert not done.err
