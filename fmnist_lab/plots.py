@@ -372,10 +372,12 @@ def speed(timed: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Seconds an epoch of several contenders, one group of bars for each case.
 
     Args:
-        timed: For each case, and in it for each contender, ours first, the seconds of its epochs.
+        timed: For each case, and in it for each contender, ours first, the seconds of its epochs,
+            one a round.
 
     Returns:
-        The figure: medians as bars, lowest to highest as lines, ratios to the first as text.
+        The figure: medians as bars, lowest to highest as lines, ratios to the first as text, each
+        the median over the rounds.
     """
     label = 4 + max(widest(contenders, TEXT) for contenders in timed.values())
     width, pitch = 200, 14
@@ -390,7 +392,7 @@ def speed(timed: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     for case, contenders in timed.items():
         page.text(0, top + 12, case, weight="bold")
         medians = {name: float(np.median(times)) for name, times in contenders.items()}
-        ours = next(iter(medians.values()))
+        ours = np.array(next(iter(contenders.values())))
         scale = width / max(max(times) for times in contenders.values())
         for place, (name, times) in enumerate(contenders.items()):
             y = top + 20 + place * pitch
@@ -399,7 +401,8 @@ def speed(timed: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
             page.boxes([(label, y, label + medians[name] * scale, y + 10)], color)
             low, high = label + min(times) * scale, label + max(times) * scale
             page.line((low, y + 5), (high, y + 5), INK)
-            note = f"{medians[name]:.2f} s" + (f", {medians[name] / ours:.1f}x" if place else "")
+            ratio = f", {np.median(np.array(times) / ours):.1f}x" if place else ""
+            note = f"{medians[name]:.2f} s{ratio}"
             page.text(max(high, label + medians[name] * scale) + 4, y + 8, note, color=ink)
         top += 34 + len(contenders) * pitch
     return page.figure

@@ -188,16 +188,16 @@ static void backward(
     struct worker *me, const struct layer *l, const float *deltas, float *turned,
     const float *outputs_below, float *deltas_below
 ) {
-    int width = up(l->units, PANEL), rows = rows_of(l);
+    int units = l->units, rows = rows_of(l);
     int in = stride_of(l->units), out = stride_of(l->inputs);
     int blocks = me->team->rows / ROWS, from, to, turned_panel = -1;
     share(me, up(l->inputs, PANEL) / PANEL * blocks, &from, &to);
-    turned += (long)me->index * width * PANEL;
+    turned += (long)me->index * units * PANEL;
     for (int item = from; item < to; item++) {
         int panel = item / blocks, i = item % blocks * ROWS;
         if (panel != turned_panel) {
             for (int j = 0; j < PANEL; j++)
-                for (int u = 0; u < width; u++) {
+                for (int u = 0; u < units; u++) {
                     int row = panel * PANEL + j;
                     const float *w = l->weights + ((long)(u / PANEL) * rows + row) * PANEL;
                     turned[u * PANEL + j] = row < l->inputs ? w[u % PANEL] : 0;
@@ -205,7 +205,7 @@ static void backward(
             turned_panel = panel;
         }
         vec c[ROWS][2];
-        tile(c, width, deltas + (long)i * in, in, 1, turned, PANEL);
+        tile(c, units, deltas + (long)i * in, in, 1, turned, PANEL);
         for (int r = 0; r < ROWS; r++) {
             long at = (long)(i + r) * out + panel * PANEL;
             for (int h = 0; h < 2; h++)
@@ -390,7 +390,7 @@ static void furnish(struct arena *arena, struct team *team, struct worker *worke
         const struct layer *l = &task->layers[k];
         size_t activations = sizeof(float) * rows * stride_of(l->units);
         void *outputs = take(arena, activations), *deltas = take(arena, activations);
-        void *turned = take(arena, sizeof(float) * threads * up(l->units, PANEL) * PANEL);
+        void *turned = take(arena, sizeof(float) * threads * l->units * PANEL);
         if (!arena->at) continue;
         team->outputs[k] = outputs, team->deltas[k] = deltas, team->turned[k] = turned;
         for (int i = 0; i < rows; i++) team->outputs[k][(long)i * stride_of(l->units) + l->units] = 1;
