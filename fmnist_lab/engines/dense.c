@@ -147,13 +147,16 @@ INLINE vec root(vec x) {
 
 INLINE vec where_positive(vec x, vec of) { return (vec)((mask)x & (of > (vec){0})); }
 
-/* ROWS rows of a times one panel b: c[r] = sum over k of a[r, k] b[k]. */
+/* ROWS rows of a times one panel b: c[r] = sum over k of a[r, k] b[k]. With ahead, the a of the
+   tile that is so many numbers further on is fetched meanwhile. */
 INLINE void tile(
-    vec c[ROWS][2], int count, const float *a, long a_row, long a_k, const float *b, long b_k
+    vec c[ROWS][2], int count, const float *a, long a_row, long a_k, const float *b, long b_k,
+    const int ahead
 ) {
     for (int r = 0; r < ROWS; r++) c[r][0] = c[r][1] = (vec){0};
     for (int k = 0; k < count; k++) {
         const vec *row = (const vec *)(b + k * b_k);
+        if (ahead) __builtin_prefetch(a + k * a_k + ahead);
         vec left = row[0], right = row[1];
         for (int r = 0; r < ROWS; r++) {
             vec x = all(a[r * a_row + k * a_k]);
@@ -173,7 +176,8 @@ static void forward(
     for (int item = from; item < to; item++) {
         int panel = item / blocks, i = item % blocks * ROWS;
         vec c[ROWS][2];
-        tile(c, rows, inputs + (long)i * in, in, 1, l->weights + (long)panel * rows * PANEL, PANEL);
+        const float *weights = l->weights + (long)panel * rows * PANEL;
+        tile(c, rows, inputs + (long)i * in, in, 1, weights, PANEL, 0);
         for (int r = 0; r < ROWS; r++) {
             vec *to_row = (vec *)(outputs + (long)(i + r) * out + panel * PANEL);
             for (int h = 0; h < 2; h++) to_row[h] = last ? c[r][h] : where_positive(c[r][h], c[r][h]);
@@ -205,7 +209,7 @@ static void backward(
             turned_panel = panel;
         }
         vec c[ROWS][2];
-        tile(c, units, deltas + (long)i * in, in, 1, turned, PANEL);
+        tile(c, units, deltas + (long)i * in, in, 1, turned, PANEL, 0);
         for (int r = 0; r < ROWS; r++) {
             long at = (long)(i + r) * out + panel * PANEL;
             for (int h = 0; h < 2; h++)
@@ -247,7 +251,7 @@ INLINE void learn_by(
     for (int item = from; item < to; item++) {
         int panel = item / blocks, row = item % blocks * ROWS;
         vec c[ROWS][2];
-        tile(c, task->size, inputs + row, 1, in, deltas + panel * PANEL, out);
+        tile(c, task->size, inputs + row, 1, in, deltas + panel * PANEL, out, 2 * ROWS);
         for (int r = 0; r < ROWS; r++)
             for (int h = 0; h < 2; h++) {
                 long at = ((long)panel * rows + row + r) * PANEL + h * LANES;
