@@ -93,14 +93,15 @@ class Program:
         self.optimizer = optimizer
         self.iteration = int(optimizer.iterations.numpy())
         for panels, kernel, bias in self._places(model, optimizer):
-            panels.pack(kernel.numpy(), bias.numpy())
+            panels.pack(kernel.value.numpy(), bias.value.numpy())
 
     def store(self, model: keras.Model, optimizer: keras.Optimizer) -> None:
         """Hand the state back."""
         for panels, kernel, bias in self._places(model, optimizer):
             values, last = panels.unpack()
-            kernel.value.assign(values)
-            bias.value.assign(last)
+            # Past Keras, whose conversions take longer than the copy.
+            kernel.value.assign(values, read_value=False)
+            bias.value.assign(last, read_value=False)
         optimizer.iterations.assign(self.iteration)
 
     def run(
