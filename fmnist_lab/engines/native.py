@@ -289,6 +289,8 @@ def _objection(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -
         if type(layer) is not expected:
             kind, number = type(layer).__name__, place + 1
             return f"received {layer.name}, a {kind}, as layer {number}, not a {expected.__name__}"
+    if any(getattr(layer, "data_format", None) == "channels_first" for layer in model.layers):
+        return "received a Flatten of channels_first"
     rescaling, dense = _stack(model)
     if not dense:
         return "received a model without a dense layer"
@@ -326,19 +328,19 @@ def _library() -> ctypes.CDLL:
         UserError: There is no compiler, or it fails.
     """
     folder = backend.compiled_folder("native")
-    if folder is None:
-        with tempfile.TemporaryDirectory() as temporary:
-            return ctypes.CDLL(str(_compile(Path(temporary))))
     try:
-        return ctypes.CDLL(str(_compile(folder)))
-    except OSError:
-        # What was kept is damaged, or the folder is one that nothing may be run from.
-        pass
-    for kept in folder.glob("dense-*"):
-        kept.unlink(missing_ok=True)
-    try:
-        return ctypes.CDLL(str(_compile(folder)))
+        if folder is None:
+            with tempfile.TemporaryDirectory() as temporary:
+                return ctypes.CDLL(str(_compile(Path(temporary))))
+        try:
+            return ctypes.CDLL(str(_compile(folder)))
+        except OSError:
+            # What was kept may be damaged.
+            for kept in folder.glob("dense-*.so"):
+                kept.unlink(missing_ok=True)
+            return ctypes.CDLL(str(_compile(folder)))
     except OSError as error:
+        # Such as a folder that nothing may be written to, or run from.
         raise UserError(f"trainer.engine=native: {error}; use trainer.engine=auto") from None
 
 
