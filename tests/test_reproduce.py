@@ -240,7 +240,8 @@ def test_a_run_that_is_not_there_is_one_line(store, capsys):
 
 @pytest.mark.slow
 def test_another_number_of_threads_is_told_with_what_it_changes(doors, tmp_path):
-    made = doors("run", tmp_path, "data.train_limit=5000", *QUICK[1:], "trainer.threads=1")
+    words = "data.train_limit=5000", *QUICK[1:], "trainer.threads=1", "trainer.engine=xla"
+    made = doors("run", tmp_path, *words)
     assert made.code == 0, made.err
     same = doors("runs", tmp_path, "reproduce", "h128 e2 s0")
     assert (same.code, same.err) == (0, "")

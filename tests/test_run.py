@@ -1254,12 +1254,16 @@ def test_a_new_users_home_makes_no_noise(doors, tmp_path, real_data):
 
 
 @pytest.mark.slow
-def test_a_cache_of_compiled_programs_that_broke_is_no_obstacle(doors, tmp_path, real_data):
+@pytest.mark.parametrize(("engine", "kept"), [("xla", "*.pb"), ("native", "*.so")])
+def test_a_cache_of_compiled_programs_that_broke_is_no_obstacle(
+    doors, tmp_path, real_data, engine, kept
+):
     """As when a process was killed while it wrote there."""
     cache = tmp_path / "cache"
     words = ["run", tmp_path, *QUICK, "tracking=none", f"data.dir={real_data}"]
+    words.append(f"trainer.engine={engine}")
     assert doors(*words, FMNIST_LAB_CACHE=str(cache)).code == 0
-    programs = list((cache / "xla").rglob("*.pb"))
+    programs = list((cache / engine).rglob(kept))
     assert programs
     for program in programs:
         program.write_bytes(program.read_bytes()[:100])
@@ -1306,6 +1310,8 @@ def test_a_wheel_runs_and_knows_no_commit(wheel, doors, tmp_path):
     found = Tracked(tmp_path).one()
     assert found.info.status == "FINISHED"
     assert "mlflow.source.git.commit" not in found.data.tags
+    # The source of the native engine is in it, too.
+    assert found.data.tags["engine"] == "native"
 
 
 def test_jobs_are_what_the_configs_offer():
