@@ -108,10 +108,10 @@ def unusual_models():
         "received the layer hidden_1 with another activation": mlp(8, activation="tanh"),
         "received own, a Own, as layer 3": stack(Own(4, activation="relu", name="own")),
         "received the layer end with another activation": stack(activation="sigmoid"),
-        "received the layer end without a bias": stack(use_bias=False),
+        "received the layer end without a kernel and a bias": stack(use_bias=False),
         "received the layer end with kernel_regularizer": stack(kernel_regularizer="l2"),
         "received the layer end with bias_constraint": stack(bias_constraint="non_neg"),
-        "received the layer frozen without a bias to train": frozen,
+        "received the layer frozen without a kernel and a bias to train": frozen,
         "received a Functional model": branched,
         "received flat, a Flatten, as layer 1, not a Rescaling": stack(
             head=[layers.Flatten(name="flat"), layers.Dense(3, activation="relu", name="x")]
@@ -145,6 +145,7 @@ def test_what_the_native_engine_cannot_train_is_left_to_xla_or_refused_in_words(
         ("an optimizer with global_clipnorm", "SGD", {"global_clipnorm": 1.0}),
         ("an optimizer with clipvalue", "AdamW", {"clipvalue": 1.0}),
         ("an optimizer with use_ema", "Adam", {"use_ema": True}),
+        ("an epsilon of 0", "Adam", {"epsilon": 0.0}),
         ("an optimizer with amsgrad", "Adam", {"amsgrad": True}),
         ("gradient_accumulation_steps", "Adam", {"gradient_accumulation_steps": 2}),
     ],
@@ -245,6 +246,17 @@ def test_other_inputs_than_bytes_by_255(images, labels):
 def test_labels_beyond_the_classes_are_refused(images, labels):
     with pytest.raises(UserError, match="labels from 0 to 5, expected 0 to 4"):
         trained(mlp(4), images, np.where(labels == 1, CLASSES, labels), engine="native")
+
+
+def test_arrays_that_do_not_fit_are_refused(images, labels):
+    """The program in C would read beyond them."""
+    for pixels, classes in (
+        (images, labels[:100]),
+        (images[:, :4], labels),
+        (images, np.stack([labels, labels], axis=1)),
+    ):
+        with pytest.raises(UserError, match="expected images of 63 pixels and a label for each"):
+            trained(mlp(4), pixels, classes, engine="native")
 
 
 def test_the_callers_processor_state_is_left_alone(images, labels):

@@ -1,5 +1,9 @@
 """How programs end: at once, but with all that is to be done at the exit."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 CODE = """if True:
@@ -54,3 +58,14 @@ def test_a_reader_that_has_left_is_no_complaint(doors, tmp_path):
     done = doors.python(tmp_path, CODE.format(ending=ending))
     assert done.code == 0
     assert not done.err
+
+
+def test_a_disk_that_is_full_is_told(doors, tmp_path):
+    code = "from fmnist_lab import process; process.run(lambda: print('x'))"
+    command = f'{sys.executable} -c "{code}" > /dev/full'
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        ["sh", "-c", command], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode != 0
+    assert "No space left on device" in done.stderr

@@ -75,7 +75,12 @@ class Program:
 
     def hold(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the images as uint8 rows (n, pixels) and the labels as int32 (n,)."""
-        classes = self.layers[-1].units
+        pixels, classes = self.layers[0].inputs, self.layers[-1].units
+        if images[0:1].size not in (0, pixels) or labels.shape != (len(images),):
+            raise UserError(
+                f"received images {images.shape} and labels {labels.shape}, expected images of "
+                f"{pixels} pixels and a label for each"
+            )
         if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
             raise UserError(
                 f"received labels from {labels.min()} to {labels.max()}, expected 0 to "
@@ -280,6 +285,9 @@ def _objection(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -
     ):
         if getattr(optimizer, option, None):
             return f"received an optimizer with {option.strip('_')}"
+    # What lies beside the weights, for the vectors' sake, is 0 / epsilon.
+    if getattr(optimizer, "epsilon", 1.0) < 1e-30:
+        return f"received an epsilon of {optimizer.epsilon:g}"
     if type(model) is not keras.Sequential or not model.built:
         return f"received a {type(model).__name__} model"
     if str(model.inputs[0].dtype) != "uint8":
@@ -296,7 +304,7 @@ def _objection(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -
         return "received a model without a dense layer"
     if not all(isinstance(n, int | float) for n in (rescaling.scale, rescaling.offset)):
         return "received a Rescaling by other than two numbers"
-    for layer in (rescaling, *dense):
+    for layer in model.layers:
         if (layer.compute_dtype, layer.variable_dtype) != ("float32", "float32"):
             return f"received the layer {layer.name} in {layer.dtype_policy.name}"
     for layer in dense:
@@ -304,8 +312,8 @@ def _objection(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -
         activation = keras.activations.softmax if softmax else keras.activations.relu
         if layer.activation is not activation:
             return f"received the layer {layer.name} with another activation"
-        if not (layer.use_bias and layer.trainable):
-            return f"received the layer {layer.name} without a bias to train"
+        if not layer.use_bias or len(layer.trainable_variables) != 2:
+            return f"received the layer {layer.name} without a kernel and a bias to train"
         for option in (
             *("kernel_regularizer", "bias_regularizer", "activity_regularizer"),
             *("kernel_constraint", "bias_constraint", "lora_enabled", "quantization_mode"),
@@ -373,9 +381,9 @@ def _compile(folder: Path) -> Path:
 
 
 def _compiler() -> list[str]:
-    chosen = os.environ.get("CC")
-    if chosen and shutil.which(shlex.split(chosen)[0]):
-        return shlex.split(chosen)
+    chosen = os.environ.get("CC", "").split()
+    if chosen and shutil.which(chosen[0]):
+        return chosen
     for name in ("cc", "gcc", "clang"):
         if shutil.which(name):
             return [name]
