@@ -83,6 +83,8 @@ def test_a_gpu_takes_everything_by_xla(monkeypatch):
 
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
     assert choice(mlp(8)) == choice(models.cnn(SHAPE, CLASSES, filters=[2])) == "xla"
+    with pytest.raises(UserError, match="received a machine with a GPU"):
+        choice(mlp(8), engine="native")
 
 
 def unusual_models():

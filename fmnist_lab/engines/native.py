@@ -54,6 +54,8 @@ def check(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> Non
         UserError: It cannot, or there is no C compiler.
     """
     objection = _objection(model, optimizer, recipe)
+    if tf.config.list_physical_devices("GPU"):
+        objection = "received a machine with a GPU, which CUDA_VISIBLE_DEVICES= would hide"
     if objection:
         raise UserError(
             f"trainer.engine=native: {objection}; expected dense layers in float32 with ReLU "
