@@ -335,15 +335,15 @@ class OwnOptimizer(Optimizer):
     model_config = ConfigDict(extra="allow")
 
 
+Engine = Literal["auto", "native", "xla", "graph"]
+
+
 class Trainer(Section):
     """How the model is trained."""
 
     epochs: Count = Field(examples=[5])
     batch_size: Count = Field(examples=[32])
-    engine: Annotated[
-        Literal["auto", "native", "xla", "graph"],
-        Field(description="one of auto, native, xla, graph"),
-    ]
+    engine: Annotated[Engine, Field(description="one of auto, native, xla, graph")]
     threads: OptionalCount = Field(examples=[1])
     precision: Annotated[
         Literal["float32", "bfloat16"], Field(description="one of float32, bfloat16")

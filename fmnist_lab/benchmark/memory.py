@@ -9,18 +9,18 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 
 from fmnist_lab.benchmark.results import write_csv
+from fmnist_lab.config import Engine
 from fmnist_lab.errors import UserError, reported
 
 
 def memory(
     *,
     jobs: int = 30,
-    engine: Literal["auto", "native", "xla", "graph"] = "auto",
+    engine: Engine = "auto",
     output: Path | None = None,
 ) -> None:
     """Run default jobs of differing width, twice each, in this process; measure its memory.

@@ -76,12 +76,10 @@ def choose(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> st
         native.check(model, optimizer, recipe)
     if recipe.engine != "auto":
         return recipe.engine
-    if tf.config.list_physical_devices("GPU"):
-        return "xla"
     if native.suits(model, optimizer, recipe):
         return "native"
     convolves = any("conv" in type(layer).__name__.lower() for layer in model._flatten_layers())
-    return "graph" if convolves else "xla"
+    return "graph" if convolves and not tf.config.list_physical_devices("GPU") else "xla"
 
 
 def program(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> Program:

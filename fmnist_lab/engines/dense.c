@@ -363,7 +363,7 @@ static void *work(void *argument) {
     struct worker *me = argument;
     uint64_t before = flush_denormals();
     while (!atomic_load_explicit(&me->team->gate, memory_order_acquire)) sched_yield();
-    if (me->index < me->team->threads) take_steps(me);
+    take_steps(me);
     restore_denormals(before);
     return 0;
 }

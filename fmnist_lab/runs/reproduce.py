@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import numpy as np
 from cyclopts import Parameter
@@ -46,7 +46,6 @@ CIRCUMSTANCES = {
     "device": "hardware",
     "threads": "threads",
 }
-ENGINES = ("native", "xla", "graph")
 NOT_OUTCOMES = ("images_per_second",)
 
 
@@ -86,7 +85,7 @@ def reproduce(
 
         config = with_threads(config, threads, tags.get("threads", ""))
         _warn(console, tags, backend.start(config.trainer.threads, lean=True))
-        engine = tags["engine"] if tags.get("engine") in ENGINES else "auto"
+        engine = tags["engine"] if tags.get("engine") in get_args(configs.Engine) else "auto"
         jobs.train(config, reproduces=old.run_id, auto_engine=engine)
         with tracking.asking(place):
             again = tracking.known(place, old.experiment, f"tags.reproduces = '{old.run_id}'")[0]
