@@ -116,7 +116,7 @@ def compiled_folder(kind: str) -> Path | None:
 
     A compiled program holds this processor's instructions and may call into this TensorFlow, and a
     home folder may be shared by machines that differ, so each kind of both has its own folder. None
-    if the processor is not known well enough, or nothing can be written there.
+    if the processor is not known well enough, or there is no such folder and it cannot be made.
     """
     try:
         abilities = next(

@@ -267,6 +267,16 @@ def test_the_callers_processor_state_is_left_alone(images, labels):
     assert np.float32(1e-30) * np.float32(1e-10) > 0
 
 
+def test_a_weight_that_is_not_a_number_shows(images, labels):
+    """Though only one hidden unit has it, and ReLU could make it 0."""
+    model = mlp(6)
+    kernel = model.layers[2].kernel.numpy()
+    kernel[0, 0] = np.nan
+    model.layers[2].kernel.assign(kernel)
+    with pytest.raises(UserError, match="nan"):
+        trained(model, images, labels, epochs=1, engine="native")
+
+
 # The compiler
 
 
@@ -305,14 +315,34 @@ def test_without_a_compiler_xla_trains_and_the_native_engine_says_what_to_instal
         choice(mlp(4), engine="native")
 
 
-def test_a_compiler_that_fails_is_named_with_its_words(unkept, tmp_path, monkeypatch):
-    broken = tmp_path / "broken-cc"
-    broken.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('no such instruction')\n")
-    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("CC", str(broken))
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """A compiler that fails is $CC."""
+    compiler = tmp_path / "broken-cc"
+    compiler.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('no such instruction')\n")
+    compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("CC", str(compiler))
+
+
+def test_a_compiler_that_fails_is_named_with_its_words(unkept, broken, monkeypatch):
+    import importlib.util
+
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert choice(mlp(4)) == "xla"
     with pytest.raises(UserError, match=r"broken-cc cannot compile dense\.c: no such instruction"):
         choice(mlp(4), engine="native")
+
+
+def test_where_one_compiler_fails_the_next_is_taken(unkept, broken):
+    assert choice(mlp(4)) == "native"
+
+
+def test_where_nothing_can_be_kept_it_is_compiled_for_this_process(unkept, monkeypatch):
+    from fmnist_lab import backend
+
+    monkeypatch.setattr(backend, "compiled_folder", lambda kind: unkept / "not there")
+    assert choice(mlp(4)) == "native"
 
 
 @pytest.mark.parametrize("left", [b"", b"something else"])

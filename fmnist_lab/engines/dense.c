@@ -145,7 +145,8 @@ INLINE vec root(vec x) {
     return y;
 }
 
-INLINE vec where_positive(vec x, vec of) { return (vec)((mask)x & (of > (vec){0})); }
+/* NaN stays, so that a training that has gone wrong shows it. */
+INLINE vec unless_negative(vec x, vec of) { return (vec)((mask)x & ~(of <= (vec){0})); }
 
 /* ROWS rows of a times one panel b: c[r] = sum over k of a[r, k] b[k]. With ahead, the a of the
    tile that is so many numbers further on is fetched meanwhile. */
@@ -180,7 +181,7 @@ static void forward(
         tile(c, rows, inputs + (long)i * in, in, 1, weights, PANEL, 0);
         for (int r = 0; r < ROWS; r++) {
             vec *to_row = (vec *)(outputs + (long)(i + r) * out + panel * PANEL);
-            for (int h = 0; h < 2; h++) to_row[h] = last ? c[r][h] : where_positive(c[r][h], c[r][h]);
+            for (int h = 0; h < 2; h++) to_row[h] = last ? c[r][h] : unless_negative(c[r][h], c[r][h]);
             int one = l->units - panel * PANEL;
             if (one < PANEL) ((float *)to_row)[one] = 1;
         }
@@ -214,7 +215,7 @@ static void backward(
             long at = (long)(i + r) * out + panel * PANEL;
             for (int h = 0; h < 2; h++)
                 ((vec *)(deltas_below + at))[h] =
-                    where_positive(c[r][h], ((const vec *)(outputs_below + at))[h]);
+                    unless_negative(c[r][h], ((const vec *)(outputs_below + at))[h]);
         }
     }
 }

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import keras
@@ -335,22 +336,21 @@ def _library() -> ctypes.CDLL:
     """Return `dense.c`, compiled for this processor now or by an earlier process.
 
     Raises:
-        UserError: There is no compiler, or it fails.
+        UserError: There is no compiler that works, or nothing may be run that it makes.
     """
     folder = backend.compiled_folder("native")
-    try:
-        if folder is None:
-            with tempfile.TemporaryDirectory() as temporary:
-                return ctypes.CDLL(str(_compile(Path(temporary))))
-        try:
+    if folder is not None:
+        with suppress(OSError):
             return ctypes.CDLL(str(_compile(folder)))
-        except OSError:
-            # What was kept may be damaged.
+        # What was kept may be damaged, or nothing may be written there or run from it.
+        with suppress(OSError):
             for kept in folder.glob("dense-*.so"):
                 kept.unlink(missing_ok=True)
             return ctypes.CDLL(str(_compile(folder)))
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            return ctypes.CDLL(str(_compile(Path(temporary))))
     except OSError as error:
-        # Such as a folder that nothing may be written to, or run from.
         raise UserError(f"trainer.engine=native: {error}; use trainer.engine=auto") from None
 
 
@@ -363,35 +363,39 @@ def _compile(folder: Path) -> Path:
     library = folder / f"dense-{key}.so"
     if library.exists():
         return library
-    compiler = _compiler()
+    complaints = []
     with tempfile.TemporaryDirectory(dir=folder, prefix="dense-") as temporary:
         made = Path(temporary) / library.name
-        done = subprocess.run(
-            [*compiler, *flags, "-o", str(made), str(SOURCE), "-lm"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise UserError(
-                f"trainer.engine=native: {shlex.join(compiler)} cannot compile {SOURCE.name}: "
-                f"{' '.join(done.stderr.split())[:300]}; use trainer.engine=auto"
-            )
-        # Two processes may compile at once; whichever is last is no worse.
-        made.replace(library)
-    return library
+        for compiler in _compilers():
+            complaint = _complaint([*compiler, *flags, "-o", str(made), str(SOURCE), "-lm"])
+            if complaint is None:
+                # Two processes may compile at once; whichever is last is no worse.
+                made.replace(library)
+                return library
+            complaints.append(f"{shlex.join(compiler)} cannot compile {SOURCE.name}: {complaint}")
+    problem = complaints[0] if complaints else "there is no C compiler"
+    raise UserError(
+        f"trainer.engine=native: {problem}; install one, such as Debian's packages gcc and "
+        "libc6-dev, or pip install 'fmnist_lab[native]'; or use trainer.engine=auto"
+    )
 
 
-def _compiler() -> list[str]:
+def _compilers() -> Iterator[list[str]]:
+    """Yield the commands of the C compilers that are here, the user's own first."""
     chosen = os.environ.get("CC", "").split()
     if chosen and shutil.which(chosen[0]):
-        return chosen
+        yield chosen
     for name in ("cc", "gcc", "clang"):
         if shutil.which(name):
-            return [name]
+            yield [name]
     if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "cc"]
-    raise UserError(
-        "trainer.engine=native: there is no C compiler; install one, such as Debian's package gcc, "
-        "or pip install 'fmnist_lab[native]'; or use trainer.engine=auto"
-    )
+        yield [sys.executable, "-m", "ziglang", "cc"]
+
+
+def _complaint(command: list[str]) -> str | None:
+    """Run a compiler; return what it says if it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        return str(error)
+    return " ".join(done.stderr.split())[:300] if done.returncode else None
