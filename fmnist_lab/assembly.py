@@ -78,7 +78,7 @@ def build_optimizer(config: Config, images: int) -> keras.Optimizer:
 
 
 def build_recipe(
-    config: Config, model: keras.Model, optimizer: keras.Optimizer, auto_engine: str = "auto"
+    config: Config, model: keras.Model, optimizer: keras.Optimizer, engine_before: str = ""
 ) -> Recipe:
     """Build what a training step consists of, the engine decided.
 
@@ -86,7 +86,8 @@ def build_recipe(
         config: The whole config.
         model: What is to be trained.
         optimizer: By which.
-        auto_engine: The engine that `trainer.engine=auto` stands for; "auto": the fastest.
+        engine_before: The engine that an earlier run of this had, which `trainer.engine=auto`
+            takes again if it is here.
 
     Raises:
         UserError: The engine that the config names cannot train this.
@@ -95,10 +96,13 @@ def build_recipe(
     from fmnist_lab.augmentation import Augmentation
 
     chosen = config.augmentation.model_dump()
-    engine = config.trainer.engine
+    engine: str = config.trainer.engine
+    # The native engine is what "auto" takes anyway, wherever it can.
+    if engine == "auto" and engine_before in ("xla", "graph"):
+        engine = engine_before
     recipe = engines.Recipe(
         batch_size=config.trainer.batch_size,
-        engine=auto_engine if engine == "auto" else engine,
+        engine=engine,
         label_smoothing=config.trainer.label_smoothing,
         augmentation=Augmentation(**chosen) if any(chosen.values()) else None,
     )

@@ -104,19 +104,19 @@ class Screen:
         self.console.print()
         aligned(self.console, {"see it": f"python -m fmnist_lab.runs ui {earlier.run_id}"})
 
-    def resumed(self, done: int, epochs: int, threads: str = "") -> None:
+    def resumed(self, done: int, epochs: int, before: Mapping[str, str]) -> None:
         """Say from where a training goes on.
 
         Args:
             done: The last finished epoch.
             epochs: The last epoch's number.
-            threads: How many threads it had, if that is another number than now.
+            before: What of the trainer decides the last bits and was other then.
         """
         self.console.print(f"Going on after epoch {done} of {epochs}, exactly as it was left.")
-        if threads:
+        if before:
             self.console.print(
-                f"It had trainer.threads={threads} before; with another number, its last bits are "
-                "not those of an undisturbed run.",
+                f"It had {' and '.join(f'trainer.{name}={was}' for name, was in before.items())} "
+                "before; with another, its last bits are not those of an undisturbed run.",
                 soft_wrap=True,
             )
         self.console.print()

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from fmnist_lab.backend import Device
     from fmnist_lab.checkpoint import Keeper
     from fmnist_lab.console import Screen
+    from fmnist_lab.engines import Recipe
     from fmnist_lab.sweep import Membership
+
+# Between what a run's tag said and what is true since it goes on.
+THEN = ", then "
 
 
 def train(
@@ -28,7 +32,7 @@ def train(
     member: Membership | None = None,
     *,
     reproduces: str = "",
-    auto_engine: str = "auto",
+    engine_before: str = "",
 ) -> dict[str, float]:
     """Train a model as configured, evaluate it, and keep everything.
 
@@ -36,7 +40,8 @@ def train(
         config: A checked config.
         member: The job's place in a sweep, if it is in one.
         reproduces: Id of the run that this one is to be compared with, if there is one.
-        auto_engine: The engine that `trainer.engine=auto` stands for; "auto": the fastest.
+        engine_before: The engine that that run had, which `trainer.engine=auto` takes again if
+            it is here.
 
     Returns:
         The last epoch's metrics.
@@ -70,7 +75,8 @@ def train(
     callbacks = [callback.build() for callback in config.callbacks.values()]
     validation = _validation(dataset)
     training.check_callbacks(callbacks, validation is not None)
-    recipe = assembly.build_recipe(config, model, optimizer, auto_engine)
+    engine_before = engine_before or (earlier.engine.split(THEN)[-1] if earlier else "")
+    recipe = assembly.build_recipe(config, model, optimizer, engine_before)
     epochs, images, labels = config.trainer.epochs, dataset.train_images, dataset.train_labels
 
     screen.heading(config, dataset, device, model, recipe.engine)
@@ -96,12 +102,14 @@ def train(
         keeper = checkpoint.Keeper(folder, config.checkpoint.every, model, optimizer, callbacks)
         shared = _shared_checkpoints(store, config, member)
         if keeper.resume([each for each in (folder, shared) if each], epochs):
-            before = earlier.threads if earlier else ""
-            screen.resumed(
-                len(keeper.history), epochs, before if before != str(device.threads) else ""
-            )
+            before = _before(earlier, recipe, device)
+            screen.resumed(len(keeper.history), epochs, before)
+            run.tags({name: f"{was}{THEN}{tags[name]}" for name, was in before.items()})
             for number, metrics in enumerate(keeper.history, 1):
                 run.metrics(metrics, step=number)
+        elif earlier:
+            # It begins anew, and what was true of the run may be other now.
+            run.tags(tags)
         over = keeper.stopped or len(keeper.history) == epochs
         if not over:
             training.compile_ahead(model, images, labels, optimizer, recipe)
@@ -267,6 +275,18 @@ def _shared_checkpoints(
     folder = store.shared / member.sweep / identity
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _before(earlier: resume.Interrupted | None, recipe: Recipe, device: Device) -> dict[str, str]:
+    """Return what decides the last bits, is other now, and was what in an interrupted run."""
+    if earlier is None:
+        return {}
+    now = {"engine": recipe.engine, "threads": str(device.threads)}
+    then = {"engine": earlier.engine, "threads": earlier.threads}
+    if recipe.engine == then["engine"] == "native":
+        # Its bits are the same for any number of threads.
+        del then["threads"]
+    return {name: was for name, was in then.items() if was.split(THEN)[-1] not in ("", now[name])}
 
 
 def _identity(

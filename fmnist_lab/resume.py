@@ -33,11 +33,13 @@ class Interrupted:
         run_id: Its id; "" if its process has ended before the store knew of it.
         scratch: What it has left.
         threads: How many threads it had, as its tag says; "" if that is unknown.
+        engine: Which engine it had, likewise.
     """
 
     run_id: str
     scratch: Scratch
     threads: str = ""
+    engine: str = ""
 
 
 def look_up(
@@ -94,7 +96,7 @@ def look_up(
             )
         if member is not None:
             tracking.tag(store, run.run_id, member.tags())
-        return Interrupted(run.run_id, scratch, run.tags.get("threads", ""))
+        return Interrupted(run.run_id, scratch, *map(run.tags.get, ("threads", "engine"), ("", "")))
     for folder in _folders(store, config) if config.resume else []:
         scratch = Scratch.reclaim(folder) if not is_live(folder) else None
         if scratch is None:

@@ -205,6 +205,15 @@ def test_the_engine_is_that_of_the_run_although_auto_would_choose_another_today(
     assert runs(client)[0].data.tags["engine"] == "graph"
 
 
+def test_an_engine_that_is_not_here_is_told(say, client, monkeypatch):
+    from fmnist_lab.engines import native
+
+    monkeypatch.setattr(native, "suits", lambda *words: False)
+    said = say(code=1)
+    assert "trained by the native engine, which is not here; now by xla." in said
+    assert runs(client)[0].data.tags["engine"] == "xla"
+
+
 def test_what_differs_and_by_how_much_is_told(say, client):
     """The seed that the store has is another one, as is the code."""
     old = runs(client)[-1].info.run_id

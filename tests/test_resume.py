@@ -82,10 +82,11 @@ def test_nothing_is_found_where_nothing_was(store, asked, before, tmp_path):
 
 @pytest.mark.parametrize("status", ["RUNNING", "KILLED", "FAILED"])
 def test_an_interrupted_run_is_found_with_what_is_left_of_it(store, asked, before, status):
-    run_id, left = before.run(status, threads="3")
+    run_id, left = before.run(status, threads="3", engine="graph")
     found = resume.look_up(store, asked, None)
     assert isinstance(found, resume.Interrupted)
-    assert (found.run_id, found.scratch.folder, found.threads) == (run_id, left.folder, "3")
+    assert (found.run_id, found.scratch.folder) == (run_id, left.folder)
+    assert (found.threads, found.engine) == ("3", "graph")
     with pytest.raises(UserError, match=f"{run_id}.* is in progress"):
         resume.look_up(store, asked, None)
     found.scratch.remove()
@@ -232,6 +233,48 @@ def test_a_killed_run_goes_on_to_the_bits_of_one_that_was_not(backend, doors, tm
     assert found["status"] == "FINISHED"
     assert [step for step, _ in found["metrics"]["accuracy/test"]] == [1, 2, 3, 4]
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "kept", "expected"),
+    [
+        (False, True, True, "xla"),
+        (True, False, True, "native, then xla"),
+        (True, False, False, "xla"),
+        (True, True, True, "native"),
+    ],
+)
+def test_it_goes_on_with_the_engine_it_had_or_says_that_it_cannot(
+    backend, real_data, tmp_path, monkeypatch, capsys, then, now, kept, expected
+):
+    """A compiler comes or goes between the two."""
+    from mlflow import MlflowClient
+
+    from fmnist_lab import checkpoint, jobs
+    from fmnist_lab.engines import native
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    asked = composed(*QUICK, "trainer.epochs=2", "resume=true", f"tracking.uri={uri}")
+
+    def interrupted(*words, real=checkpoint.Keeper.after, **others):
+        if kept:
+            real(*words, **others)
+        raise KeyboardInterrupt
+
+    able = native.suits
+    monkeypatch.setattr(native, "suits", lambda *words: then and able(*words))
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.Keeper, "after", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            jobs.train(asked)
+    capsys.readouterr()
+    monkeypatch.setattr(native, "suits", lambda *words: now and able(*words))
+    jobs.train(asked)
+    said = capsys.readouterr().out
+    (found,) = MlflowClient(uri).search_runs(["1"])
+    assert (found.info.status, found.data.tags["engine"]) == ("FINISHED", expected)
+    told = "It had trainer.engine=native before; with another" in said
+    assert told == (expected == "native, then xla")
 
 
 def events(folder: Path) -> list[dict]:

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from cyclopts import Parameter
@@ -85,12 +85,17 @@ def reproduce(
 
         config = with_threads(config, threads, tags.get("threads", ""))
         _warn(console, tags, backend.start(config.trainer.threads, lean=True))
-        engine = tags["engine"] if tags.get("engine") in get_args(configs.Engine) else "auto"
-        jobs.train(config, reproduces=old.run_id, auto_engine=engine)
+        jobs.train(config, reproduces=old.run_id, engine_before=tags.get("engine", ""))
         with tracking.asking(place):
             again = tracking.known(place, old.experiment, f"tags.reproduces = '{old.run_id}'")[0]
             differences = compare(place, old.run_id, again.run_id)
         _judge(console, old, differences)
+        if tags.get("engine") != again.tags["engine"]:
+            console.print(
+                f"\nIt was trained by the {escape(tags.get('engine', 'unknown'))} engine, which is "
+                f"not here; now by {again.tags['engine']}.",
+                soft_wrap=True,
+            )
         if differences:
             raise SystemExit(1)
 
@@ -162,7 +167,7 @@ def check_targets(values: Mapping[str, Any], allowed: Sequence[str], where: str)
 def with_threads(config: Config, wanted: int | None, recorded: str) -> Config:
     """Return a config with the threads that were asked for, or that a run had, if they are here.
 
-    Another number of threads adds the same numbers up in another order.
+    With the engines of TensorFlow, another number adds the same numbers up in another order.
     """
     here = backend.usable_cores()
     if wanted is None and recorded.isdecimal() and 1 <= int(recorded) <= here:
