@@ -4,7 +4,7 @@
    forward product, the inputs' columns in the backward one, the weights in the update. Every number
    is the work of one thread and summed in one order, so results are the same to the last bit for
    any number of threads. A weight stays with one thread, and so in its core's cache, and a
-   gradient lives in registers only: it becomes an update as soon as it is complete.
+   gradient never goes to memory: it becomes an update while the next ones are summed up.
 
    Weights are kept in panels, PANEL columns of all rows of a layer in one piece. The bias is one row
    more, under an input that is always 1. Rows and columns are padded with zeros, whose gradient is
@@ -30,7 +30,8 @@ enum { LANES = 4, ROWS = 8 };
 #else
 enum { LANES = 4, ROWS = 4 };
 #endif
-enum { PANEL = 2 * LANES, LINE = 64, MOST_THREADS = 64 };
+/* TILE: vectors in a tile of ROWS rows of a panel. */
+enum { PANEL = 2 * LANES, TILE = 2 * ROWS, LINE = 64, MOST_THREADS = 64 };
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t mask __attribute__((vector_size(4 * LANES)));
@@ -148,13 +149,16 @@ INLINE vec root(vec x) {
 /* NaN stays, so that a training that has gone wrong shows it. */
 INLINE vec unless_negative(vec x, vec of) { return (vec)((mask)x & ~(of <= (vec){0})); }
 
-/* ROWS rows of a times one panel b: c[r] = sum over k of a[r, k] b[k]. With ahead, the a of the
+INLINE void clear(vec c[ROWS][2]) {
+    for (int r = 0; r < ROWS; r++) c[r][0] = c[r][1] = (vec){0};
+}
+
+/* ROWS rows of a times one panel b: c[r] += sum over k of a[r, k] b[k]. With ahead, the a of the
    tile that is so many numbers further on is fetched meanwhile. */
-INLINE void tile(
+INLINE void multiply(
     vec c[ROWS][2], int count, const float *a, long a_row, long a_k, const float *b, long b_k,
     const int ahead
 ) {
-    for (int r = 0; r < ROWS; r++) c[r][0] = c[r][1] = (vec){0};
     for (int k = 0; k < count; k++) {
         const vec *row = (const vec *)(b + k * b_k);
         if (ahead) __builtin_prefetch(a + k * a_k + ahead);
@@ -178,7 +182,8 @@ static void forward(
         int panel = item / blocks, i = item % blocks * ROWS;
         vec c[ROWS][2];
         const float *weights = l->weights + (long)panel * rows * PANEL;
-        tile(c, rows, inputs + (long)i * in, in, 1, weights, PANEL, 0);
+        clear(c);
+        multiply(c, rows, inputs + (long)i * in, in, 1, weights, PANEL, 0);
         for (int r = 0; r < ROWS; r++) {
             vec *to_row = (vec *)(outputs + (long)(i + r) * out + panel * PANEL);
             for (int h = 0; h < 2; h++) to_row[h] = last ? c[r][h] : unless_negative(c[r][h], c[r][h]);
@@ -210,7 +215,8 @@ static void backward(
             turned_panel = panel;
         }
         vec c[ROWS][2];
-        tile(c, units, deltas + (long)i * in, in, 1, turned, PANEL, 0);
+        clear(c);
+        multiply(c, units, deltas + (long)i * in, in, 1, turned, PANEL, 0);
         for (int r = 0; r < ROWS; r++) {
             long at = (long)(i + r) * out + panel * PANEL;
             for (int h = 0; h < 2; h++)
@@ -241,26 +247,48 @@ INLINE void update(
     *weights = w;
 }
 
+/* A tile of weights, whose gradients are known and which are not updated yet. */
+struct pending {
+    vec gradients[TILE];
+    vec *weights, *first, *second;
+};
+
+/* Tile by tile, the gradients, and meanwhile the update of the tile before: its roots, its divisions
+   and its way from memory take no time from the products. */
 INLINE void learn_by(
     const int kind, struct worker *me, const struct layer *l, const float *inputs,
     const float *deltas, float stride, float decay
 ) {
-    const struct task *task = me->team->task;
+    const struct rule rule = me->team->task->rule;
     int rows = rows_of(l), in = stride_of(l->inputs), out = stride_of(l->units);
     int blocks = rows / ROWS, from, to;
+    struct pending before = {0};
     share(me, panels_of(l) * blocks, &from, &to);
-    for (int item = from; item < to; item++) {
-        int panel = item / blocks, row = item % blocks * ROWS;
+    /* Once more at the end, with an update only: a second copy of it could be compiled to others
+       than these bits. */
+    for (int item = from; item <= to; item++) {
+        int panel = item / blocks, row = item % blocks * ROWS, images = 0;
+        int count = item < to ? me->team->task->size : 0;
         vec c[ROWS][2];
-        tile(c, task->size, inputs + row, 1, in, deltas + panel * PANEL, out, 2 * ROWS);
-        for (int r = 0; r < ROWS; r++)
-            for (int h = 0; h < 2; h++) {
-                long at = ((long)panel * rows + row + r) * PANEL + h * LANES;
-                vec *first = kind == SGD ? 0 : (vec *)(l->first + at);
-                vec *second = kind == ADAM ? (vec *)(l->second + at) : 0;
-                vec *weights = (vec *)(l->weights + at);
-                update(kind, &task->rule, stride, decay, c[r][h], weights, first, second);
-            }
+        clear(c);
+        for (int i = 0; i < TILE; i++) {
+            /* Only Adam's update is long enough to be spread over them. */
+            int more = (kind == ADAM ? count * (i + 1) / TILE : count) - images;
+            multiply(
+                c, more, inputs + row + (long)images * in, 1, in,
+                deltas + panel * PANEL + (long)images * out, out, 2 * ROWS
+            );
+            images += more;
+            if (item == from) continue;
+            vec *first = kind == SGD ? 0 : before.first + i;
+            vec *second = kind == ADAM ? before.second + i : 0;
+            update(kind, &rule, stride, decay, before.gradients[i], before.weights + i, first, second);
+        }
+        long at = ((long)panel * rows + row) * PANEL;
+        memcpy(before.gradients, c, sizeof c);
+        before.weights = (vec *)(l->weights + at);
+        before.first = (vec *)(l->first + at);
+        before.second = (vec *)(l->second + at);
     }
 }
 
