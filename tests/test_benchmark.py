@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from fmnist_lab.benchmark import contenders
-from fmnist_lab.benchmark.epochs import Case, _rows
+from fmnist_lab.benchmark.epochs import Case, _bound, _rows
 from fmnist_lab.benchmark.sweep import _estimate
 
 
@@ -36,6 +36,17 @@ def test_every_round_of_every_contender_is_kept():
 def test_operations_are_those_of_the_networks_products():
     forward_and_weights = 2 * (784 * 128 + 128 * 10)
     assert contenders.network_operations(1) == 2 * (forward_and_weights + 128 * 10)
+
+
+def test_the_share_of_the_products_is_the_median_over_the_rounds():
+    times = {
+        "fmnist_lab": [0.1, 0.2, 0.2],
+        "square products alone": [0.08, 0.14, 0.1],
+        "own products alone": [0.1, 0.1, 0.3],
+    }
+    said = _bound(times)
+    assert "123 GFLOP/s" in said
+    assert "70% of the rate of large square ones, 100% of the two largest" in said
 
 
 @pytest.mark.parametrize("command", ["epochs", "job", "memory", "outage", "store", "sweep"])

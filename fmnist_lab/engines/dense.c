@@ -4,7 +4,7 @@
    forward product, the inputs' columns in the backward one, the weights in the update. Every number
    is the work of one thread and summed in one order, so results are the same to the last bit for
    any number of threads. A weight stays with one thread, and so in its core's cache, and a
-   gradient never goes to memory: it becomes an update while the next ones are summed up.
+   gradient never leaves its core: it becomes an update while the next ones are summed up.
 
    Weights are kept in panels, PANEL columns of all rows of a layer in one piece. The bias is one row
    more, under an input that is always 1. Rows and columns are padded with zeros, whose gradient is
