@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -104,9 +103,8 @@ def contender(name: str, network: str, batch_size: int, precision: str) -> None:
 
 
 def _race(case: Case, rounds: int, console: Console) -> dict[str, list[float]]:
-    names: Iterable[str] = contenders.WITH_CONVOLUTIONS
-    if case.network == "mlp":
-        names = [*contenders.CONTENDERS, *contenders.PRODUCTS]
+    with_products = (*contenders.CONTENDERS, *contenders.PRODUCTS)
+    names = with_products if case.network == "mlp" else contenders.WITH_CONVOLUTIONS
     racing: dict[str, subprocess.Popen[str]] = {}
     timed: dict[str, list[float]] = defaultdict(list)
     try:
@@ -159,33 +157,31 @@ def _rows(case: Case, timed: dict[str, list[float]]) -> list[dict[str, Any]]:
 
 
 def _table(case: Case, times: dict[str, list[float]]) -> Table:
-    """Return medians and spread, and the median over the rounds of the ratio to ours.
-
-    A round's epochs are neighbours in time, so what slows the machine for a while slows them all.
-    """
+    """Return medians and spread, and the ratio to ours."""
     table = Table(
         "seconds an epoch", "median", "lowest", "highest", "of ours", box=None, title=case.title
     )
     for name, each in times.items():
         figures = statistics.median(each), min(each), max(each)
-        ratios = (seconds / ours for seconds, ours in zip(each, times["fmnist_lab"], strict=True))
-        cells = (*(f"{figure:.3f}" for figure in figures), f"{statistics.median(ratios):.2f}")
+        cells = (*(f"{figure:.3f}" for figure in figures), f"{_of_ours(name, times):.2f}")
         table.add_row(name, *cells)
     return table
 
 
-def _bound(times: dict[str, list[float]]) -> str:
-    """Say how near our epoch comes to the machine's matrix products.
+def _of_ours(name: str, times: dict[str, list[float]]) -> float:
+    """Return the median over the rounds of a contender's ratio to ours.
 
-    The shares are the medians over the rounds, as the ratios are.
+    A round's epochs are neighbours in time, so what slows the machine for a while slows them all.
     """
+    pairs = zip(times[name], times["fmnist_lab"], strict=True)
+    return statistics.median(seconds / ours for seconds, ours in pairs)
 
-    def share(name: str) -> str:
-        ratios = (each / ours for each, ours in zip(times[name], times["fmnist_lab"], strict=True))
-        return f"{statistics.median(ratios):.0%}"
 
+def _bound(times: dict[str, list[float]]) -> str:
+    """Say how near our epoch comes to the machine's matrix products."""
+    square, own = (_of_ours(name, times) for name in contenders.PRODUCTS)
     reached = contenders.network_operations(60_000) / statistics.median(times["fmnist_lab"])
     return (
-        f"Our epoch's products, {reached / 1e9:.0f} GFLOP/s: {share('square products alone')} of "
-        f"the rate of large square ones, {share('own products alone')} of the two largest alone"
+        f"Our epoch's products, {reached / 1e9:.0f} GFLOP/s: {square:.0%} of the rate of large "
+        f"square ones, {own:.0%} of the two largest alone"
     )

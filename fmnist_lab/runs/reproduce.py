@@ -90,10 +90,12 @@ def reproduce(
             again = tracking.known(place, old.experiment, f"tags.reproduces = '{old.run_id}'")[0]
             differences = compare(place, old.run_id, again.run_id)
         _judge(console, old, differences)
-        if tags.get("engine") != again.tags["engine"]:
+        engine = again.tags["engine"]
+        # Runs of earlier versions do not say which one they had.
+        if tags.get("engine", engine) != engine:
             console.print(
-                f"\nIt was trained by the {escape(tags.get('engine', 'unknown'))} engine, which is "
-                f"not here; now by {again.tags['engine']}.",
+                f"\nIt was trained by the {escape(tags['engine'])} engine, which is not here; now "
+                f"by {engine}.",
                 soft_wrap=True,
             )
         if differences:
