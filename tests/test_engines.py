@@ -36,6 +36,15 @@ def mlp(*hidden_units: int, **options):
     return models.mlp(SHAPE, CLASSES, hidden_units=hidden_units, **options)
 
 
+def cnn(*filters: int, **options):
+    import keras
+
+    from fmnist_lab import models
+
+    keras.utils.set_random_seed(3)
+    return models.cnn(SHAPE, CLASSES, filters=filters, **options)
+
+
 def adam(**options):
     import keras
 
@@ -65,24 +74,21 @@ def choice(model, optimizer=None, **recipe) -> str:
     return engines.choose(model, optimizer or adam(), engines.Recipe(**recipe))
 
 
-def test_dense_networks_take_the_native_engine_and_convolutions_the_graph():
+def test_plain_networks_take_the_native_engine_and_other_convolutions_the_graph():
     import keras
-
-    from fmnist_lab import models
 
     assert choice(mlp()) == choice(mlp(8, 6)) == "native"
     assert choice(mlp(8), keras.optimizers.SGD(0.1, momentum=0.9)) == "native"
     assert choice(mlp(8), engine="graph") == "graph"
-    assert choice(models.cnn(SHAPE, CLASSES, filters=[2])) == "graph"
+    assert choice(cnn(2)) == choice(cnn(2, 3, dense_units=4)) == "native"
+    assert choice(cnn(2, batch_norm=True)) == choice(cnn(2, dropout=0.5)) == "graph"
 
 
 def test_a_gpu_takes_everything_by_xla(monkeypatch):
     import tensorflow as tf
 
-    from fmnist_lab import models
-
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
-    assert choice(mlp(8)) == choice(models.cnn(SHAPE, CLASSES, filters=[2])) == "xla"
+    assert choice(mlp(8)) == choice(cnn(2)) == choice(cnn(2, batch_norm=True)) == "xla"
     with pytest.raises(UserError, match="received a machine with a GPU"):
         choice(mlp(8), engine="native")
 
@@ -105,17 +111,17 @@ def unusual_models():
     frozen = stack(layers.Dense(4, activation="relu", name="frozen"))
     frozen.layers[2].trainable = False
     return {
-        "received dropout_1, a Dropout, as layer 4, not a Dense": mlp(8, dropout=0.5),
-        "received norm_1, a BatchNormalization, as layer 4": mlp(8, batch_norm=True),
+        r"received dropout_1 \(Dropout\) as layer 4, not Dense": mlp(8, dropout=0.5),
+        r"received norm_1 \(BatchNormalization\) as layer 4": mlp(8, batch_norm=True),
         "received the layer hidden_1 with another activation": mlp(8, activation="tanh"),
-        "received own, a Own, as layer 3": stack(Own(4, activation="relu", name="own")),
+        r"received own \(Own\) as layer 3": stack(Own(4, activation="relu", name="own")),
         "received the layer end with another activation": stack(activation="sigmoid"),
         "received the layer end without a kernel and a bias": stack(use_bias=False),
         "received the layer end with kernel_regularizer": stack(kernel_regularizer="l2"),
         "received the layer end with bias_constraint": stack(bias_constraint="non_neg"),
         "received the layer frozen without a kernel and a bias to train": frozen,
         "received a Functional model": branched,
-        "received flat, a Flatten, as layer 1, not a Rescaling": stack(
+        r"received flat \(Flatten\) as layer 1, not Rescaling": stack(
             head=[layers.Flatten(name="flat"), layers.Dense(3, activation="relu", name="x")]
         ),
         "received a Rescaling by other than two numbers": stack(
@@ -134,6 +140,63 @@ def unusual_models():
 def test_what_the_native_engine_cannot_train_is_left_to_xla_or_refused_in_words():
     for words, model in unusual_models().items():
         assert choice(model) == "xla"
+        with pytest.raises(UserError, match=words) as caught:
+            choice(model, engine="native")
+        assert "trainer.engine=auto" in str(caught.value)
+
+
+def convolutional(*blocks, shape=(*SHAPE, 1)):
+    """A network of one's own: some layers between the channel dimension and a softmax."""
+    import keras
+    from keras import layers
+
+    head = [keras.Input(shape, dtype="uint8"), layers.Rescaling(1 / 255)]
+    end = [layers.Flatten(), layers.Dense(CLASSES, activation="softmax", name="end")]
+    return keras.Sequential([*head, *blocks, *end])
+
+
+def unusual_convolutions():
+    from keras import layers
+
+    def one(size=3, padding="same", activation="relu", **options):
+        options = {"padding": padding, "activation": activation, "name": "odd", **options}
+        return layers.Conv2D(4, size, **options)
+
+    def pooled(size=2, **options):
+        return convolutional(one(), layers.MaxPooling2D(size, name="pool", **options))
+
+    frozen = convolutional(one())
+    frozen.get_layer("odd").trainable = False
+    return {
+        r"received norm_1 \(BatchNormalization\) as layer 4, not Act": cnn(2, batch_norm=True),
+        r"received dropout \(Dropout\) as layer 7, not Dense": cnn(2, dropout=0.5),
+        r"received after \(MaxPooling2D\) as layer 3, not Activation": convolutional(
+            *(one(activation=None), layers.MaxPooling2D(name="after"), layers.Activation("relu"))
+        ),
+        r"received average \(AveragePooling2D\) as layer 3, not Flatten": convolutional(
+            one(), layers.AveragePooling2D(2, name="average")
+        ),
+        "received the layer odd with a kernel of 2x2": convolutional(one(2)),
+        "received the layer odd with a kernel of 3x1": convolutional(one((3, 1))),
+        "received the layer odd with padding=valid": convolutional(one(padding="valid")),
+        r"received the layer odd with strides=\(2, 2\)": convolutional(one(strides=2)),
+        r"received the layer odd with dilation_rate=\(2, 2\)": convolutional(one(dilation_rate=2)),
+        "received the layer odd with groups=2": convolutional(one(groups=2), shape=(*SHAPE, 2)),
+        "received the layer odd with another activation": convolutional(one(activation="tanh")),
+        "received the layer odd without a kernel and a bias": convolutional(one(use_bias=False)),
+        "received the layer odd without a kernel and a bias to train": frozen,
+        "received the layer odd with kernel_regularizer": convolutional(
+            one(kernel_regularizer="l2")
+        ),
+        "received the layer pool with windows that overlap": pooled(2, strides=1),
+        "received the layer pool with padding=same": pooled(2, padding="same"),
+        "received the layer pool with windows of 1x2": pooled((1, 2)),
+    }
+
+
+def test_convolutions_that_it_cannot_train_are_left_to_the_graph_or_refused_in_words():
+    for words, model in unusual_convolutions().items():
+        assert choice(model) == "graph"
         with pytest.raises(UserError, match=words) as caught:
             choice(model, engine="native")
         assert "trainer.engine=auto" in str(caught.value)
@@ -193,6 +256,56 @@ def test_it_agrees_with_xla_for_any_shape(images, labels, hidden_units, batch_si
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize("batch_size", [1, 7, 32, 500])
+@pytest.mark.parametrize(
+    ("filters", "dense_units"), [((2,), 0), ((32,), 7), ((5, 33), 0), ((3, 16, 40), 16)]
+)
+def test_it_agrees_with_the_graph_for_any_convolutions(
+    images, labels, filters, dense_units, batch_size
+):
+    """Images of 16 by 17, so that a pooling leaves a column out, and narrow ones in the end."""
+    import keras
+
+    from fmnist_lab import models
+
+    wide = np.pad(images, [(0, 0), (3, 4), (4, 6)])
+    results = []
+    for engine in ("native", "graph"):
+        keras.utils.set_random_seed(3)
+        model = models.cnn(wide.shape[1:], CLASSES, filters=filters, dense_units=dense_units)
+        optimizer = keras.optimizers.SGD(0.05, momentum=0.5)
+        found, _ = trained(model, wide, labels, optimizer, batch_size=batch_size, engine=engine)
+        results.append((found, [each.numpy() for each in model.weights]))
+    (found, ours), (expected, theirs) = results
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(9, 7, 1), (9, 7, 3), (2, 40, 1)])
+def test_convolutions_of_ones_own(labels, shape):
+    """Two in a row, kernels of 5, 3 and 1, windows of 3, channels of colour, flat images."""
+    import keras
+    from keras import layers
+
+    images = np.random.default_rng(2).integers(0, 256, (COUNT, *shape), np.uint8)
+    results = []
+    for engine in ("native", "graph"):
+        keras.utils.set_random_seed(3)
+        model = convolutional(
+            layers.Conv2D(6, 5, padding="same", activation="relu"),
+            layers.Conv2D(18, 3, padding="same"),
+            layers.Activation("relu"),
+            layers.MaxPooling2D(min(3, shape[0])),
+            layers.Conv2D(4, 1, padding="same", activation="relu"),
+            shape=shape,
+        )
+        trained(model, images, labels, engine=engine)
+        results.append([each.numpy() for each in model.weights])
+    for mine, other in zip(*results, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=2e-4)
+
+
 @pytest.mark.parametrize("hidden_units", [(), (16,), (130, 70)])
 def test_any_number_of_threads_gives_the_same_bits(images, labels, hidden_units, monkeypatch):
     """More threads than cores, too, and more than there is work for."""
@@ -202,6 +315,21 @@ def test_any_number_of_threads_gives_the_same_bits(images, labels, hidden_units,
     for threads in (1, 2, 3, 7):
         monkeypatch.setattr(native.Program, "_threads", lambda self, size, n=threads: n)
         results.append(trained(mlp(*hidden_units), images, labels, engine="native"))
+    assert all(result == results[0] for result in results)
+
+
+@pytest.mark.parametrize("batch_size", [5, 32])
+def test_any_number_of_threads_gives_the_same_bits_for_convolutions(
+    images, labels, batch_size, monkeypatch
+):
+    """More threads than a batch has portions, too."""
+    from fmnist_lab.engines import native
+
+    results = []
+    for threads in (1, 2, 3, 20):
+        monkeypatch.setattr(native.Program, "_threads", lambda self, size, n=threads: n)
+        model = cnn(3, 40, dense_units=9)
+        results.append(trained(model, images, labels, batch_size=batch_size, engine="native"))
     assert all(result == results[0] for result in results)
 
 
@@ -300,7 +428,7 @@ def test_it_is_compiled_once_and_kept(unkept, monkeypatch):
     native._library.cache_clear()
     monkeypatch.setattr(subprocess, "run", None)
     assert choice(mlp(4)) == "native"
-    assert list(unkept.rglob("dense-*")) == [kept]
+    assert list(unkept.rglob("network-*")) == [kept]
 
 
 def test_without_a_compiler_xla_trains_and_the_native_engine_says_what_to_install(
@@ -330,7 +458,9 @@ def test_a_compiler_that_fails_is_named_with_its_words(unkept, broken, monkeypat
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert choice(mlp(4)) == "xla"
-    with pytest.raises(UserError, match=r"broken-cc cannot compile dense\.c: no such instruction"):
+    with pytest.raises(
+        UserError, match=r"broken-cc cannot compile network\.c: no such instruction"
+    ):
         choice(mlp(4), engine="native")
 
 

@@ -161,6 +161,24 @@ def test_it_is_fit_for_a_convolutional_model_with_batch_normalization(images, la
     assert [epoch.loss for epoch in epochs] == pytest.approx([loss for loss, _ in expected], 1e-4)
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam"])
+@pytest.mark.parametrize("engine", ["native", "graph"])
+def test_it_is_fit_for_a_convolutional_model(images, labels, optimizer, engine):
+    """Adam with a larger epsilon: the real one makes steps of nothing but rounding."""
+    optimizer = OPTIMIZERS[optimizer]
+    if optimizer["class"] == "Adam":
+        optimizer = {**optimizer, "epsilon": 1e-3}
+    ours, oracle = cnn(batch_norm=False), cnn(batch_norm=False)
+    start = weights(ours)
+    expected = fit(*(oracle, images, labels, build(optimizer)), epochs=3, seed=2, batch_size=32)
+    epochs = run(
+        *(ours, images, labels, build(optimizer)), epochs=3, seed=2, batch_size=32, engine=engine
+    )
+    check_close(ours, oracle, start, tolerance=2e-5)
+    assert [epoch.loss for epoch in epochs] == pytest.approx([loss for loss, _ in expected], 1e-4)
+    assert [epoch.accuracy for epoch in epochs] == pytest.approx([right for _, right in expected])
+
+
 @pytest.mark.parametrize("engine", ["native", "xla"])
 def test_it_is_fit_for_a_schedule(images, labels, engine):
     import keras

@@ -1,9 +1,11 @@
-"""The engine `native`: dense networks by a program of our own, written in C.
+"""The engine `native`: small networks by a program of our own, written in C.
 
 A step of a small dense network is a few microseconds of products and updates. TensorFlow packs the
 weights anew for each product, moves them from core to core between products, and writes gradients
-out only to read them again; `dense.c` does none of this. It is compiled for this processor on first
-use, by the system's C compiler or that of the extra `native`, and kept.
+out only to read them again. Of a convolutional network it takes a whole batch through one layer
+after another, so that all activations go to memory and back. The program in the folder `c` does
+none of this. It is compiled for this processor on first use, by the system's C compiler or that of
+the extra `native`, and kept.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -32,9 +35,12 @@ from fmnist_lab import backend
 from fmnist_lab.engines.recipe import Recipe, slices
 from fmnist_lab.errors import UserError
 
-SOURCE = Path(__file__).with_name("dense.c")
+SOURCES = Path(__file__).with_name("c")
+SOURCE = SOURCES / "network.c"
 # Below this many operations a step for each, threads wait for each other more than they work.
 OPERATIONS_A_THREAD = 2_000_000
+# Which pixel of a window was its maximum is kept in a byte.
+LARGEST_POOL = 15
 SGD, MOMENTUM, NESTEROV, ADAM = range(4)
 OPTIMIZERS = (keras.optimizers.Adam, keras.optimizers.AdamW, keras.optimizers.SGD)
 
@@ -60,25 +66,38 @@ def check(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> Non
     if objection:
         raise UserError(
             f"trainer.engine=native: {objection}; expected dense layers in float32 with ReLU "
-            "between them, under Adam, AdamW or SGD without clipping or averages; use "
-            "trainer.engine=auto"
+            "between them, perhaps after convolutions with ReLU and max-pooling, under Adam, "
+            "AdamW or SGD without clipping or averages; use trainer.engine=auto"
         )
     _library()
 
 
 class Program:
-    """A dense network and its optimizer, laid out for `dense.c`."""
+    """A network and its optimizer, laid out for `network.c`."""
 
     def __init__(self, model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> None:
         self.library = _library()
         self.recipe = recipe
-        self.rescaling, self.dense = _stack(model)
-        self.layers = [_Layer(layer, self.library) for layer in self.dense]
+        self.network = _Network(model)
+        columns = self.library.fmnist_lab_panel()
+        self.convolutions: list[_Convolution] = []
+        channels = self.network.image_shape[-1]
+        for block in self.network.blocks:
+            self.convolutions.append(_Convolution(block, channels, columns))
+            channels = self.convolutions[-1].stored
+        self.layers: list[_Dense] = []
+        # Of what convolutions leave, each pixel's filters are stored as so many channels.
+        filters = self.network.blocks[-1].filters if self.network.blocks else channels
+        for layer in self.network.dense:
+            self.layers.append(
+                _Dense(layer, filters, channels, self.library.fmnist_lab_rows(), columns)
+            )
+            filters = channels = 1
         self.rule = _rule(optimizer)
 
     def hold(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the images as uint8 rows (n, pixels) and the labels as int32 (n,)."""
-        pixels, classes = self.layers[0].inputs, self.layers[-1].units
+        pixels, classes = math.prod(self.network.image_shape), self.layers[-1].units
         if images[0:1].size not in (0, pixels) or labels.shape != (len(images),):
             raise UserError(
                 f"received images {images.shape} and labels {labels.shape}, expected images of "
@@ -108,7 +127,7 @@ class Program:
         for panels, kernel, bias in self._places(model, optimizer):
             values, last = panels.unpack()
             # Past Keras, whose conversions take longer than the copy.
-            kernel.value.assign(values, read_value=False)
+            kernel.value.assign(values.reshape(kernel.shape), read_value=False)
             bias.value.assign(last, read_value=False)
         optimizer.iterations.assign(self.iteration)
 
@@ -130,11 +149,15 @@ class Program:
         whole = len(order) // size
         strides = _strides(self.optimizer, rates, self.iteration)
         task = _Task(
+            convolutions=(_CConvolution * len(self.convolutions))(
+                *(each.described() for each in self.convolutions)
+            ),
             layers=(_CLayer * len(self.layers))(*(layer.described() for layer in self.layers)),
+            fronts=len(self.convolutions),
             depth=len(self.layers),
             rule=self.rule,
-            scale=self.rescaling.scale,
-            offset=self.rescaling.offset,
+            scale=self.network.rescaling.scale,
+            offset=self.network.rescaling.offset,
             smoothing=self.recipe.label_smoothing,
             images=images.ctypes.data,
             labels=labels.ctypes.data,
@@ -168,49 +191,93 @@ class Program:
             [model.trainable_variables, *memories], ("weights", "first", "second"), strict=False
         ):
             for layer, kernel, bias in zip(
-                self.layers, variables[::2], variables[1::2], strict=True
+                (*self.convolutions, *self.layers), variables[::2], variables[1::2], strict=True
             ):
                 yield getattr(layer, name), kernel, bias
 
     def _threads(self, images: int) -> int:
-        operations = sum(4 * images * layer.inputs * layer.units for layer in self.layers)
+        each = sum(layer.operations for layer in (*self.convolutions, *self.layers))
         granted = tf.config.threading.get_intra_op_parallelism_threads() or backend.usable_cores()
-        return max(1, min(granted, operations // OPERATIONS_A_THREAD))
+        return max(1, min(granted, images * each // OPERATIONS_A_THREAD))
 
 
-class _Layer:
-    """A dense layer's weights and the optimizer's two memories of them."""
+class _Memories:
+    """A layer's weights and the optimizer's two memories of them, each in panels.
 
-    def __init__(self, layer: keras.layers.Dense, library: ctypes.CDLL) -> None:
-        self.inputs, self.units = layer.kernel.shape
-        rows, columns = library.fmnist_lab_rows(), library.fmnist_lab_panel()
+    Attributes:
+        operations: About how many a step has for each image.
+    """
+
+    operations: int
+
+    def __init__(
+        self, places: np.ndarray, bias: int, height: int, units: int, columns: int
+    ) -> None:
         self.weights, self.first, self.second = (
-            _Panels(self.inputs, self.units, rows, columns) for _ in range(3)
+            _Panels(places, bias, height, units, columns) for _ in range(3)
         )
 
+    def addresses(self) -> Iterator[int]:
+        """Yield where the three begin."""
+        return (each.panels.ctypes.data for each in (self.weights, self.first, self.second))
+
+
+class _Dense(_Memories):
+    """A dense layer; of its inputs, every `filters` are stored as `stored`, the rest zeros."""
+
+    def __init__(
+        self, layer: keras.layers.Dense, filters: int, stored: int, rows: int, columns: int
+    ) -> None:
+        real, self.units = layer.kernel.shape
+        self.inputs = real // filters * stored
+        places = np.arange(self.inputs).reshape(-1, stored)[:, :filters].ravel()
+        height = math.ceil((self.inputs + 1) / rows) * rows
+        super().__init__(places, self.inputs, height, self.units, columns)
+        self.operations = 4 * self.inputs * self.units
+
     def described(self) -> _CLayer:
-        places = (each.panels.ctypes.data for each in (self.weights, self.first, self.second))
-        return _CLayer(self.inputs, self.units, *places)
+        return _CLayer(self.inputs, self.units, *self.addresses())
+
+
+class _Convolution(_Memories):
+    """A convolution with what follows it; its outputs are stored as whole panels of channels."""
+
+    def __init__(self, block: _Block, channels: int, columns: int) -> None:
+        self.block, self.channels = block, channels
+        self.size, _, real, self.units = block.layer.kernel.shape
+        self.stored = math.ceil(self.units / columns) * columns
+        taps = self.size**2
+        places = np.arange(taps * channels).reshape(taps, channels)[:, :real].ravel()
+        super().__init__(places, taps * channels, taps * channels + 1, self.units, columns)
+        self.operations = 6 * block.height * block.width * taps * channels * self.units
+
+    def described(self) -> _CConvolution:
+        return _CConvolution(
+            *(self.size, self.channels, self.units),
+            *(self.block.height, self.block.width, self.block.pool),
+            *self.addresses(),
+        )
 
 
 class _Panels:
-    """A kernel and its bias below it, in panels (panels, rows, columns) padded with zeros."""
+    """A kernel's rows and its bias in panels (panels, height, columns), all else zeros."""
 
-    def __init__(self, inputs: int, units: int, rows: int, columns: int) -> None:
-        self.inputs, self.units = inputs, units
-        panels, height = math.ceil(units / columns), math.ceil((inputs + 1) / rows) * rows
-        self.panels = _aligned((panels, height, columns))
+    def __init__(
+        self, places: np.ndarray, bias: int, height: int, units: int, columns: int
+    ) -> None:
+        self.places, self.bias, self.units = places, bias, units
+        self.panels = _aligned((math.ceil(units / columns), height, columns))
 
     def pack(self, kernel: np.ndarray, bias: np.ndarray) -> None:
         panels, height, columns = self.panels.shape
         table = np.zeros((height, panels * columns), np.float32)
-        table[: self.inputs, : self.units] = kernel
-        table[self.inputs, : self.units] = bias
+        table[self.places, : self.units] = kernel.reshape(-1, self.units)
+        table[self.bias, : self.units] = bias
         self.panels[:] = table.reshape(height, panels, columns).transpose(1, 0, 2)
 
     def unpack(self) -> tuple[np.ndarray, np.ndarray]:
         table = self.panels.transpose(1, 0, 2).reshape(self.panels.shape[1], -1)
-        return table[: self.inputs, : self.units], table[self.inputs, : self.units]
+        return table[self.places, : self.units], table[self.bias, : self.units]
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:
@@ -221,7 +288,14 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
     return memory[start : start + size].view(np.float32).reshape(shape)
 
 
-# What `dense.c` takes, field by field.
+# What `network.c` takes, field by field.
+
+
+class _CConvolution(ctypes.Structure):
+    _fields_ = [
+        *((n, ctypes.c_int32) for n in ("size", "channels", "units", "height", "width", "pool")),
+        *((name, ctypes.c_void_p) for name in ("weights", "first", "second")),
+    ]
 
 
 class _CLayer(ctypes.Structure):
@@ -240,8 +314,9 @@ class _Rule(ctypes.Structure):
 
 class _Task(ctypes.Structure):
     _fields_ = [
+        ("convolutions", ctypes.POINTER(_CConvolution)),
         ("layers", ctypes.POINTER(_CLayer)),
-        *((name, ctypes.c_int32) for name in ("depth", "size", "threads")),
+        *((name, ctypes.c_int32) for name in ("fronts", "depth", "size", "threads")),
         ("rule", _Rule),
         *((name, ctypes.c_float) for name in ("scale", "offset", "smoothing")),
         *((n, ctypes.c_void_p) for n in ("images", "labels", "order", "rates", "strides")),
@@ -291,49 +366,140 @@ def _objection(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -
     # What lies beside the weights, for the vectors' sake, is 0 / epsilon.
     if getattr(optimizer, "epsilon", 1.0) < 1e-30:
         return f"received an epsilon of {optimizer.epsilon:g}"
-    if type(model) is not keras.Sequential or not model.built:
-        return f"received a {type(model).__name__} model"
-    if str(model.inputs[0].dtype) != "uint8":
-        return f"received a model of {model.inputs[0].dtype} images"
-    for place, layer in enumerate(model.layers):
-        expected = (keras.layers.Rescaling, keras.layers.Flatten, keras.layers.Dense)[min(place, 2)]
-        if type(layer) is not expected:
-            kind, number = type(layer).__name__, place + 1
-            return f"received {layer.name}, a {kind}, as layer {number}, not a {expected.__name__}"
-    if any(getattr(layer, "data_format", None) == "channels_first" for layer in model.layers):
-        return "received a Flatten of channels_first"
-    rescaling, dense = _stack(model)
-    if not dense:
-        return "received a model without a dense layer"
-    if not all(isinstance(n, int | float) for n in (rescaling.scale, rescaling.offset)):
-        return "received a Rescaling by other than two numbers"
-    for layer in model.layers:
-        if (layer.compute_dtype, layer.variable_dtype) != ("float32", "float32"):
-            return f"received the layer {layer.name} in {layer.dtype_policy.name}"
-    for layer in dense:
-        softmax = layer is dense[-1]
-        activation = keras.activations.softmax if softmax else keras.activations.relu
-        if layer.activation is not activation:
-            return f"received the layer {layer.name} with another activation"
-        if not layer.use_bias or len(layer.trainable_variables) != 2:
-            return f"received the layer {layer.name} without a kernel and a bias to train"
-        for option in (
-            *("kernel_regularizer", "bias_regularizer", "activity_regularizer"),
-            *("kernel_constraint", "bias_constraint", "lora_enabled", "quantization_mode"),
-        ):
-            if getattr(layer, option, None):
-                return f"received the layer {layer.name} with {option}"
+    try:
+        _Network(model)
+    except _Unsuitable as objection:
+        return str(objection)
     return None
 
 
-def _stack(model: keras.Model) -> tuple[keras.layers.Rescaling, list[keras.layers.Dense]]:
-    """Return the rescaling that such a model begins with and the dense layers that end it."""
-    return model.layers[0], model.layers[2:]
+class _Unsuitable(ValueError):
+    """A model is not one that this engine trains; says what it is."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A convolution, its ReLU and the pooling after them; pool 1: none.
+
+    Height and width are those of its input, and of its output before the pooling.
+    """
+
+    layer: keras.layers.Conv2D
+    height: int
+    width: int
+    pool: int
+
+    @property
+    def filters(self) -> int:
+        return self.layer.filters
+
+
+class _Network:
+    """What this engine sees in a model: bytes made numbers, blocks of convolutions, dense layers.
+
+    Raises:
+        _Unsuitable: There is anything else in it.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        if type(model) is not keras.Sequential or not model.built:
+            raise _Unsuitable(f"received a {type(model).__name__} model")
+        if str(model.inputs[0].dtype) != "uint8":
+            raise _Unsuitable(f"received a model of {model.inputs[0].dtype} images")
+        for layer in model.layers:
+            if (layer.compute_dtype, layer.variable_dtype) != ("float32", "float32"):
+                raise _Unsuitable(f"received the layer {layer.name} in {layer.dtype_policy.name}")
+            if getattr(layer, "data_format", "channels_last") != "channels_last":
+                kind = type(layer).__name__
+                raise _Unsuitable(f"received a {kind} of {layer.data_format}")
+        self._layers = list(model.layers)
+        self._place = 0
+        self.rescaling = self._take(keras.layers.Rescaling)
+        if not all(
+            isinstance(n, int | float) for n in (self.rescaling.scale, self.rescaling.offset)
+        ):
+            raise _Unsuitable("received a Rescaling by other than two numbers")
+        self.image_shape = model.inputs[0].shape[1:]
+        if self._next_is(keras.layers.Reshape):
+            self.image_shape = self._take(keras.layers.Reshape).output.shape[1:]
+        self.blocks: list[_Block] = []
+        while self._next_is(keras.layers.Conv2D):
+            self.blocks.append(self._take_block())
+        self._take(keras.layers.Flatten)
+        self.dense: list[keras.layers.Dense] = []
+        while self._place < len(self._layers):
+            self.dense.append(self._take(keras.layers.Dense))
+        if not self.dense:
+            raise _Unsuitable("received a model without a dense layer")
+        for layer in self.dense:
+            softmax = layer is self.dense[-1]
+            expected = keras.activations.softmax if softmax else keras.activations.relu
+            if layer.activation is not expected:
+                raise _Unsuitable(f"received the layer {layer.name} with another activation")
+            _check_weights(layer)
+
+    def _next_is(self, kind: type[keras.Layer]) -> bool:
+        return self._place < len(self._layers) and type(self._layers[self._place]) is kind
+
+    def _take(self, kind: type[keras.Layer]) -> keras.Layer:
+        """Return the next layer, which must be of a kind."""
+        if self._place == len(self._layers):
+            raise _Unsuitable(f"received a model that ends without a {kind.__name__}")
+        layer = self._layers[self._place]
+        self._place += 1
+        if type(layer) is not kind:
+            raise _Unsuitable(
+                f"received {layer.name} ({type(layer).__name__}) as layer {self._place}, "
+                f"not {kind.__name__}"
+            )
+        return layer
+
+    def _take_block(self) -> _Block:
+        layer = self._take(keras.layers.Conv2D)
+        size, other = layer.kernel_size
+        if size != other or size % 2 == 0:
+            raise _Unsuitable(f"received the layer {layer.name} with a kernel of {size}x{other}")
+        options = {"padding": "same", "strides": (1, 1), "dilation_rate": (1, 1), "groups": 1}
+        for option, expected in options.items():
+            if (found := getattr(layer, option)) != expected:
+                raise _Unsuitable(f"received the layer {layer.name} with {option}={found}")
+        activation = layer.activation
+        if activation is keras.activations.linear:
+            activation = self._take(keras.layers.Activation).activation
+        if activation is not keras.activations.relu:
+            raise _Unsuitable(f"received the layer {layer.name} with another activation")
+        _check_weights(layer)
+        pool = 1
+        if self._next_is(keras.layers.MaxPooling2D):
+            pooling = self._take(keras.layers.MaxPooling2D)
+            pool, other = pooling.pool_size
+            if pool != other or pool > LARGEST_POOL:
+                raise _Unsuitable(
+                    f"received the layer {pooling.name} with windows of {pool}x{other}"
+                )
+            if tuple(pooling.strides) != (pool, pool):
+                raise _Unsuitable(f"received the layer {pooling.name} with windows that overlap")
+            if pooling.padding != "valid":
+                raise _Unsuitable(f"received the layer {pooling.name} with padding=same")
+        height, width = layer.output.shape[1:3]
+        return _Block(layer, height, width, pool)
+
+
+def _check_weights(layer: keras.Layer) -> None:
+    """Refuse a layer whose weights are more, or are to be more, than a kernel and a bias."""
+    if not layer.use_bias or len(layer.trainable_variables) != 2:
+        raise _Unsuitable(f"received the layer {layer.name} without a kernel and a bias to train")
+    for option in (
+        *("kernel_regularizer", "bias_regularizer", "activity_regularizer"),
+        *("kernel_constraint", "bias_constraint", "lora_enabled", "quantization_mode"),
+    ):
+        if getattr(layer, option, None):
+            raise _Unsuitable(f"received the layer {layer.name} with {option}")
 
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """Return `dense.c`, compiled for this processor now or by an earlier process.
+    """Return `network.c`, compiled for this processor now or by an earlier process.
 
     Raises:
         UserError: There is no compiler that works, or nothing may be run that it makes.
@@ -344,7 +510,7 @@ def _library() -> ctypes.CDLL:
             return ctypes.CDLL(str(_compile(folder)))
         # What was kept may be damaged, or nothing may be written there or run from it.
         with suppress(OSError):
-            for kept in folder.glob("dense-*.so"):
+            for kept in folder.glob("network-*.so"):
                 kept.unlink(missing_ok=True)
             return ctypes.CDLL(str(_compile(folder)))
     try:
@@ -355,16 +521,16 @@ def _library() -> ctypes.CDLL:
 
 
 def _compile(folder: Path) -> Path:
-    """Compile `dense.c` into a folder, unless it is there; return where."""
+    """Compile `network.c` into a folder, unless it is there; return where."""
     tune = "-march=native" if platform.machine() in ("x86_64", "AMD64") else "-mcpu=native"
     flags = ["-std=gnu11", "-O3", tune, "-fno-math-errno", "-shared", "-fPIC", "-pthread"]
-    source = SOURCE.read_bytes()
+    source = b"".join(file.read_bytes() for file in sorted(SOURCES.glob("*.[ch]")))
     key = hashlib.sha256(source + " ".join(flags).encode()).hexdigest()[:8]
-    library = folder / f"dense-{key}.so"
+    library = folder / f"network-{key}.so"
     if library.exists():
         return library
     complaints = []
-    with tempfile.TemporaryDirectory(dir=folder, prefix="dense-") as temporary:
+    with tempfile.TemporaryDirectory(dir=folder, prefix="network-") as temporary:
         made = Path(temporary) / library.name
         for compiler in _compilers():
             complaint = _complaint([*compiler, *flags, "-o", str(made), str(SOURCE), "-lm"])
