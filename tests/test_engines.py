@@ -151,7 +151,8 @@ def convolutional(*blocks, shape=(*SHAPE, 1)):
     from keras import layers
 
     head = [keras.Input(shape, dtype="uint8"), layers.Rescaling(1 / 255)]
-    end = [layers.Flatten(), layers.Dense(CLASSES, activation="softmax", name="end")]
+    last = layers.Dense(CLASSES, activation="softmax", name="end", dtype="float32")
+    end = [layers.Flatten(), last]
     return keras.Sequential([*head, *blocks, *end])
 
 
@@ -306,6 +307,69 @@ def test_convolutions_of_ones_own(labels, shape):
         np.testing.assert_allclose(mine, other, rtol=0, atol=2e-4)
 
 
+@pytest.fixture
+def brief(monkeypatch):
+    """A processor that multiplies bfloat16, or one that does as if."""
+    from fmnist_lab.engines import native
+
+    monkeypatch.setattr(native._library(), "fmnist_lab_brief", lambda: 1)
+
+
+def in_bfloat16(make):
+    import keras
+
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        return make()
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("shape", [(9, 7, 1), (6, 16, 3)])
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_a_step_in_bfloat16_is_one_in_float32_but_for_rounding(labels, shape, size, brief):
+    """Of one image, since many cancel out; with all units on, as rounding may turn one off."""
+    import keras
+    from keras import layers
+
+    def convolution(units, size):
+        on = keras.initializers.Constant(3)
+        return layers.Conv2D(units, size, padding="same", activation="relu", bias_initializer=on)
+
+    def make():
+        keras.utils.set_random_seed(4)
+        blocks = convolution(5, 3), convolution(40, size), convolution(33, size)
+        return convolutional(*blocks, shape=shape)
+
+    image = np.random.default_rng(2).integers(0, 256, (1, *shape), np.uint8)
+    start = [each.numpy() for each in make().weights]
+    moved = []
+    for model in (in_bfloat16(make), make()):
+        sgd = keras.optimizers.SGD(0.1)
+        trained(model, image, labels[:1], sgd, epochs=1, engine="native")
+        moved.append([now.numpy() - old for now, old in zip(model.weights, start, strict=True)])
+    for rounded, exact in zip(*moved, strict=True):
+        assert 0 < np.linalg.norm(rounded - exact) < 0.05 * np.linalg.norm(exact)
+
+
+def test_bfloat16_is_left_to_the_graph_where_the_processor_cannot_multiply_it(brief, monkeypatch):
+    from fmnist_lab.engines import native
+
+    model = in_bfloat16(lambda: cnn(4))
+    assert choice(model) == "native"
+    monkeypatch.setattr(native._library(), "fmnist_lab_brief", lambda: 0)
+    assert choice(model) == "graph"
+    with pytest.raises(UserError, match="received bfloat16, expected a processor that multiplies"):
+        choice(model, engine="native")
+
+
+def test_a_hidden_layer_in_bfloat16_is_left_to_the_graph(brief):
+    model = in_bfloat16(lambda: cnn(4, dense_units=8))
+    assert choice(model) == "graph"
+    with pytest.raises(UserError, match="the layer hidden in mixed_bfloat16"):
+        choice(model, engine="native")
+
+
 @pytest.mark.parametrize("hidden_units", [(), (16,), (130, 70)])
 def test_any_number_of_threads_gives_the_same_bits(images, labels, hidden_units, monkeypatch):
     """More threads than cores, too, and more than there is work for."""
@@ -319,8 +383,9 @@ def test_any_number_of_threads_gives_the_same_bits(images, labels, hidden_units,
 
 
 @pytest.mark.parametrize("batch_size", [5, 32])
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_any_number_of_threads_gives_the_same_bits_for_convolutions(
-    images, labels, batch_size, monkeypatch
+    images, labels, batch_size, policy, brief, monkeypatch
 ):
     """More threads than a batch has portions, too."""
     from fmnist_lab.engines import native
@@ -328,7 +393,10 @@ def test_any_number_of_threads_gives_the_same_bits_for_convolutions(
     results = []
     for threads in (1, 2, 3, 20):
         monkeypatch.setattr(native.Program, "_threads", lambda self, size, n=threads: n)
-        model = cnn(3, 40, dense_units=9)
+        if policy == "float32":
+            model = cnn(3, 40, dense_units=9)
+        else:
+            model = in_bfloat16(lambda: cnn(3, 40))
         results.append(trained(model, images, labels, batch_size=batch_size, engine="native"))
     assert all(result == results[0] for result in results)
 

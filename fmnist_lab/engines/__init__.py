@@ -65,9 +65,9 @@ class Program(Protocol):
 def choose(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> str:
     """Return the fastest engine for a training, or the recipe's own if that is one.
 
-    "native" takes dense networks with the usual optimizers, on a processor and where there is a C
-    compiler. "graph" takes convolutions on a processor, where XLA's are an order of magnitude
-    slower (github.com/jax-ml/jax/issues/12868). "xla" takes the rest.
+    "native" takes plain dense and convolutional networks with the usual optimizers, on a processor
+    and where there is a C compiler. "graph" takes other convolutions on a processor, where those of
+    XLA are an order of magnitude slower (github.com/jax-ml/jax/issues/12868). "xla" takes the rest.
 
     Raises:
         UserError: The recipe wants "native", which cannot do this training.

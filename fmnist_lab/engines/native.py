@@ -69,7 +69,12 @@ def check(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> Non
             "between them, perhaps after convolutions with ReLU and max-pooling, under Adam, "
             "AdamW or SGD without clipping or averages; use trainer.engine=auto"
         )
-    _library()
+    library = _library()
+    if _Network(model).brief and not library.fmnist_lab_brief():
+        raise UserError(
+            "trainer.engine=native: received bfloat16, expected a processor that multiplies it "
+            "(AVX512-BF16) and a compiler that knows of it; use trainer.engine=auto"
+        )
 
 
 class Program:
@@ -244,6 +249,8 @@ class _Convolution(_Memories):
 
     def __init__(self, block: _Block, channels: int, columns: int) -> None:
         self.block, self.channels = block, channels
+        # The first has too few channels to pair, and little to do.
+        self.brief = block.layer.compute_dtype == "bfloat16" and channels % columns == 0
         self.size, _, real, self.units = block.layer.kernel.shape
         self.stored = math.ceil(self.units / columns) * columns
         taps = self.size**2
@@ -254,7 +261,7 @@ class _Convolution(_Memories):
     def described(self) -> _CConvolution:
         return _CConvolution(
             *(self.size, self.channels, self.units),
-            *(self.block.height, self.block.width, self.block.pool),
+            *(self.block.height, self.block.width, self.block.pool, self.brief),
             *self.addresses(),
         )
 
@@ -294,6 +301,7 @@ def _aligned(shape: tuple[int, ...]) -> np.ndarray:
 class _CConvolution(ctypes.Structure):
     _fields_ = [
         *((n, ctypes.c_int32) for n in ("size", "channels", "units", "height", "width", "pool")),
+        ("brief", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in ("weights", "first", "second")),
     ]
 
@@ -407,8 +415,6 @@ class _Network:
         if str(model.inputs[0].dtype) != "uint8":
             raise _Unsuitable(f"received a model of {model.inputs[0].dtype} images")
         for layer in model.layers:
-            if (layer.compute_dtype, layer.variable_dtype) != ("float32", "float32"):
-                raise _Unsuitable(f"received the layer {layer.name} in {layer.dtype_policy.name}")
             if getattr(layer, "data_format", "channels_last") != "channels_last":
                 kind = type(layer).__name__
                 raise _Unsuitable(f"received a {kind} of {layer.data_format}")
@@ -426,6 +432,7 @@ class _Network:
         while self._next_is(keras.layers.Conv2D):
             self.blocks.append(self._take_block())
         self._take(keras.layers.Flatten)
+        self.brief = bool(self.blocks) and self.rescaling.compute_dtype == "bfloat16"
         self.dense: list[keras.layers.Dense] = []
         while self._place < len(self._layers):
             self.dense.append(self._take(keras.layers.Dense))
@@ -437,6 +444,10 @@ class _Network:
             if layer.activation is not expected:
                 raise _Unsuitable(f"received the layer {layer.name} with another activation")
             _check_weights(layer)
+        for layer in model.layers:
+            expected = "bfloat16" if self.brief and layer not in self.dense else "float32"
+            if (layer.compute_dtype, layer.variable_dtype) != (expected, "float32"):
+                raise _Unsuitable(f"received the layer {layer.name} in {layer.dtype_policy.name}")
 
     def _next_is(self, kind: type[keras.Layer]) -> bool:
         return self._place < len(self._layers) and type(self._layers[self._place]) is kind

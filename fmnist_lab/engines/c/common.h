@@ -10,6 +10,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 /* A tile has as many accumulators as stay in registers, a number of rows times two vectors: ROWS for
    dense layers; SPAN, or HALF of it, for convolutions, whose rows are as wide as images: 14 and 28. */
@@ -25,9 +28,11 @@ enum { LANES = 4, ROWS = 4, SPAN = 6 };
 /* TILE: vectors in a tile of ROWS rows of a panel. */
 enum { PANEL = 2 * LANES, TILE = 2 * ROWS, HALF = SPAN / 2, LINE = 64, MOST_THREADS = 64 };
 
-typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef int32_t mask __attribute__((vector_size(4 * LANES)));
-typedef uint8_t bytes __attribute__((vector_size(LANES)));
+typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
+typedef int32_t mask __attribute__((vector_size(4 * LANES), may_alias));
+typedef uint8_t bytes __attribute__((vector_size(LANES), may_alias));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), may_alias));
+typedef uint32_t words __attribute__((vector_size(4 * LANES), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -44,6 +49,7 @@ struct convolution {
     int32_t size, channels, units;
     int32_t height, width; /* of its input and, before the pooling, its output */
     int32_t pool;          /* height and width of the windows whose maxima go on; 1: all do */
+    int32_t brief;         /* whether its products are of bfloat16, summed up in float32 */
     float *weights;        /* panels of (size, size, channels) rows and one more of biases */
     float *first, *second;
 };
@@ -95,6 +101,8 @@ struct worker {
     int32_t *labels;
     /* Of the convolutions: some rows of one panel, an image's errors in each, and below it. */
     float *rows, **errors, *below;
+    /* Of brief ones, in bfloat16: kernels and errors; and in pairs of pixels inputs and errors. */
+    float **kernels, *narrow_errors, *input_pairs, *error_pairs;
 };
 
 static int up(int n, int unit) { return (n + unit - 1) / unit * unit; }
@@ -166,11 +174,39 @@ INLINE vec root(vec x) {
 /* NaN stays, so that a training that has gone wrong shows it. */
 INLINE vec unless_negative(vec x, vec of) { return (vec)((mask)x & ~(of <= (vec){0})); }
 
-/* Some rows of a times one panel b: c[r] += sum over k of a[r, k] b[k]. With ahead, the a of the
-   tile that is so many numbers further on is fetched meanwhile. */
+/* Two bfloat16 lie in the place of a float, so what follows takes them for floats. A sum in float32
+   of the products of each two. */
+INLINE vec dot(vec sum, vec x, vec y) {
+#if defined(__AVX512BF16__)
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+#else
+    words upper = {0};
+    upper += 0xffff0000u;
+    sum += (vec)((words)x << 16) * (vec)((words)y << 16);
+    return sum + (vec)((words)x & upper) * (vec)((words)y & upper);
+#endif
+}
+
+/* Rounded to bfloat16. */
+INLINE halves narrow(vec x) {
+#if defined(__AVX512BF16__)
+    return (halves)_mm512_cvtneps_pbh((__m512)x);
+#else
+    words bits = (words)x;
+    return __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, halves);
+#endif
+}
+
+/* Pairs, the first of each in the lower half of a word. */
+INLINE words pair(halves first, halves second) {
+    return __builtin_convertvector(first, words) | __builtin_convertvector(second, words) << 16;
+}
+
+/* Some rows of a times one panel b: c[r] += sum over k of a[r, k] b[k]; brief: of pairs of bfloat16.
+   With ahead, the a of the tile that is so many numbers further on is fetched meanwhile. */
 INLINE void multiply(
     vec c[][2], const int height, int count, const float *a, long a_row, long a_k, const float *b,
-    long b_k, const int ahead
+    long b_k, const int brief, const int ahead
 ) {
     for (int k = 0; k < count; k++) {
         const vec *row = (const vec *)(b + k * b_k);
@@ -178,9 +214,18 @@ INLINE void multiply(
         vec left = row[0], right = row[1];
 #pragma GCC unroll 16
         for (int r = 0; r < height; r++) {
-            vec x = all(a[r * a_row + k * a_k]);
-            c[r][0] += x * left;
-            c[r][1] += x * right;
+            const float *x = a + r * a_row + k * a_k;
+            if (brief) {
+                /* Arithmetic would take some pairs for denormals. */
+                uint32_t bits;
+                memcpy(&bits, x, sizeof bits);
+                vec both = (vec)(bits | (words){0});
+                c[r][0] = dot(c[r][0], both, left);
+                c[r][1] = dot(c[r][1], both, right);
+            } else {
+                c[r][0] += all(*x) * left;
+                c[r][1] += all(*x) * right;
+            }
         }
     }
 }
@@ -201,7 +246,8 @@ INLINE void update(
         w -= m * stride / (root(v) + rule->epsilon);
     } else {
         vec m = *first = *first * rule->first - gradient * stride;
-        w += kind == NESTEROV ? m * rule->first - gradient * stride : m;
+        if (kind == NESTEROV) m = m * rule->first - gradient * stride;
+        w += m;
     }
     *weights = w;
 }

@@ -27,7 +27,7 @@ static void forward(
         vec c[ROWS][2];
         const float *weights = l->weights + (long)panel * rows * PANEL;
         clear(c);
-        multiply(c, ROWS, rows, inputs + (long)i * in, in, 1, weights, PANEL, 0);
+        multiply(c, ROWS, rows, inputs + (long)i * in, in, 1, weights, PANEL, 0, 0);
         for (int r = 0; r < ROWS; r++) {
             vec *to_row = (vec *)(outputs + (long)(i + r) * out + panel * PANEL);
             for (int h = 0; h < 2; h++) to_row[h] = last ? c[r][h] : unless_negative(c[r][h], c[r][h]);
@@ -60,7 +60,7 @@ static void backward(
         }
         vec c[ROWS][2];
         clear(c);
-        multiply(c, ROWS, units, deltas + (long)i * in, in, 1, turned, PANEL, 0);
+        multiply(c, ROWS, units, deltas + (long)i * in, in, 1, turned, PANEL, 0, 0);
         for (int r = 0; r < ROWS; r++) {
             long at = (long)(i + r) * out + panel * PANEL;
             for (int h = 0; h < 2; h++)
@@ -99,7 +99,7 @@ INLINE void learn_by(
             int more = (kind == ADAM ? count * (i + 1) / TILE : count) - images;
             multiply(
                 c, ROWS, more, inputs + row + (long)images * in, 1, in,
-                deltas + panel * PANEL + (long)images * out, out, 2 * ROWS
+                deltas + panel * PANEL + (long)images * out, out, 0, 2 * ROWS
             );
             images += more;
             if (item == from) continue;

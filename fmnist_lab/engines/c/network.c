@@ -97,13 +97,15 @@ static float *take_floats(struct arena *arena, size_t count) {
     return take(arena, count * sizeof(float));
 }
 
+static size_t larger(size_t a, size_t b) { return a > b ? a : b; }
+
 static void furnish_convolutions(
     struct arena *arena, struct team *team, struct worker *workers
 ) {
     const struct task *task = team->task;
     int fronts = task->fronts, threads = task->threads;
     size_t features = (size_t)team->rows * stride_of(task->layers[0].inputs);
-    size_t row = 0, below = 0;
+    size_t row = 0, below = 0, errors = 0, inputs = 0;
     team->features = take_floats(arena, features);
     team->errors = take_floats(arena, features);
     team->maps = take(arena, fronts * sizeof(float *));
@@ -112,26 +114,32 @@ static void furnish_convolutions(
     team->chosen = take(arena, fronts * sizeof(uint8_t *));
     for (int j = 0; j < fronts; j++) {
         const struct convolution *l = &task->convolutions[j];
-        float *maps = take_floats(arena, task->size * map_floats(l, l->channels));
+        float *maps = take_floats(arena, task->size * map_floats(l, words_of(l, l->channels)));
         float *sums = take_floats(arena, team->portions * kernel_floats(l));
         float *turned = take_floats(arena, j ? turned_floats(l) : 0);
         uint8_t *chosen = take(arena, task->size * pooled_floats(l));
-        size_t rows = (size_t)l->pool * (l->width + SPAN) * PANEL;
-        size_t inputs = (size_t)l->height * l->width * l->channels;
-        if (rows > row) row = rows;
-        if (j && inputs > below) below = inputs;
+        row = larger(row, (size_t)l->pool * (l->width + SPAN) * PANEL);
+        if (j) below = larger(below, (size_t)l->height * l->width * l->channels);
+        if (l->brief) errors = larger(errors, map_floats(l, stored(l->units)));
+        if (l->brief) inputs = larger(inputs, map_floats(l, l->channels));
         if (!arena->at) continue;
         team->maps[j] = maps, team->sums[j] = sums;
         team->turned_kernels[j] = turned, team->chosen[j] = chosen;
     }
     for (int w = 0; w < threads; w++) {
-        workers[w].rows = take_floats(arena, row);
-        workers[w].below = take_floats(arena, below);
-        workers[w].errors = take(arena, fronts * sizeof(float *));
+        struct worker *me = &workers[w];
+        me->rows = take_floats(arena, row);
+        me->below = take_floats(arena, below);
+        me->narrow_errors = take_floats(arena, errors);
+        me->error_pairs = take_floats(arena, errors);
+        me->input_pairs = take_floats(arena, inputs);
+        me->errors = take(arena, fronts * sizeof(float *));
+        me->kernels = take(arena, fronts * sizeof(float *));
         for (int j = 0; j < fronts; j++) {
             const struct convolution *l = &task->convolutions[j];
-            float *errors = take_floats(arena, map_floats(l, stored(l->units)));
-            if (arena->at) workers[w].errors[j] = errors;
+            float *of_units = take_floats(arena, map_floats(l, stored(l->units)));
+            float *kernels = take_floats(arena, l->brief ? columns_of(l) * kernel_words(l) : 0);
+            if (arena->at) me->errors[j] = of_units, me->kernels[j] = kernels;
         }
     }
 }
@@ -189,6 +197,15 @@ int fmnist_lab_train(struct task *task) {
     for (int w = 1; w < threads; w++) pthread_join(workers[w].thread, 0);
     free(memory);
     return 0;
+}
+
+/* Whether the processor multiplies bfloat16 faster than float32. */
+int fmnist_lab_brief(void) {
+#if defined(__AVX512BF16__)
+    return 1;
+#else
+    return 0;
+#endif
 }
 
 /* How the weights are to be laid out. */
