@@ -1,5 +1,6 @@
 """Which engine a training gets, and what the native one promises beyond the others."""
 
+import platform
 import stat
 import subprocess
 import sys
@@ -189,6 +190,19 @@ def unusual_convolutions():
         "received the layer odd with kernel_regularizer": convolutional(
             one(kernel_regularizer="l2")
         ),
+        "received the layer after with activity_regularizer": convolutional(
+            *(
+                one(activation=None),
+                layers.Activation("relu", activity_regularizer="l2", name="after"),
+            )
+        ),
+        "received the layer late with another activation": convolutional(
+            one(activation=None, name="late"), layers.Activation("tanh")
+        ),
+        "received a MaxPooling2D of channels_first": pooled(data_format="channels_first"),
+        "received the layer pool with windows of 16x16": convolutional(
+            *(one(), layers.MaxPooling2D(16, name="pool")), shape=(16, 16, 1)
+        ),
         "received the layer pool with windows that overlap": pooled(2, strides=1),
         "received the layer pool with padding=same": pooled(2, padding="same"),
         "received the layer pool with windows of 1x2": pooled((1, 2)),
@@ -259,7 +273,7 @@ def test_it_agrees_with_xla_for_any_shape(images, labels, hidden_units, batch_si
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32, 500])
 @pytest.mark.parametrize(
-    ("filters", "dense_units"), [((2,), 0), ((32,), 7), ((5, 33), 0), ((3, 16, 40), 16)]
+    ("filters", "dense_units"), [((2,), 0), ((32,), 7), ((5, 33), 0), ((3, 16, 20), 16)]
 )
 def test_it_agrees_with_the_graph_for_any_convolutions(
     images, labels, filters, dense_units, batch_size
@@ -283,9 +297,9 @@ def test_it_agrees_with_the_graph_for_any_convolutions(
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(9, 7, 1), (9, 7, 3), (2, 40, 1)])
+@pytest.mark.parametrize("shape", [(9, 7, 1), (9, 7, 3), (2, 40, 1), (16, 31, 1)])
 def test_convolutions_of_ones_own(labels, shape):
-    """Two in a row, kernels of 5, 3 and 1, windows of 3, channels of colour, flat images."""
+    """Two in a row, kernels of 5, 3 and 1, windows of 2, 3 and 15, channels of colour."""
     import keras
     from keras import layers
 
@@ -297,13 +311,50 @@ def test_convolutions_of_ones_own(labels, shape):
             layers.Conv2D(6, 5, padding="same", activation="relu"),
             layers.Conv2D(18, 3, padding="same"),
             layers.Activation("relu"),
-            layers.MaxPooling2D(min(3, shape[0])),
+            layers.MaxPooling2D(15 if shape[0] > 15 else min(3, shape[0])),
             layers.Conv2D(4, 1, padding="same", activation="relu"),
             shape=shape,
         )
         trained(model, images, labels, engine=engine)
         results.append([each.numpy() for each in model.weights])
     for mine, other in zip(*results, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=2e-4)
+
+
+def test_a_layer_that_was_first_called_on_images_of_another_size(images, labels):
+    """Its `output` is that of the first call."""
+    import keras
+    from keras import layers
+
+    keras.utils.set_random_seed(3)
+    convolution = layers.Conv2D(4, 3, padding="same", activation="relu")
+    convolution(keras.Input((28, 28, 1)))
+    model = convolutional(convolution, layers.MaxPooling2D(2))
+    start = model.get_weights()
+    trained(model, images[..., None], labels, engine="native")
+    ours = model.get_weights()
+    model.set_weights(start)
+    trained(model, images[..., None], labels, engine="graph")
+    for mine, other in zip(ours, model.get_weights(), strict=True):
+        np.testing.assert_allclose(mine, other, rtol=0, atol=2e-4)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other vectors need another processor")
+@pytest.mark.parametrize("without", ["-mno-avx", "-mno-avx512f"])
+def test_vectors_of_other_widths(images, labels, without, unkept, monkeypatch):
+    """Those of processors that have no wider ones, with other tiles and panels."""
+    from fmnist_lab.engines import native
+
+    def train(engine: str):
+        model = cnn(5, 40, dense_units=20)
+        trained(model, images, labels, engine=engine)
+        return model.get_weights(), native._library().fmnist_lab_panel()
+
+    monkeypatch.setenv("CC", f"gcc {without}")
+    ours, panel = train("native")
+    assert panel == (8 if without == "-mno-avx" else 16)
+    theirs, _ = train("graph")
+    for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine, other, rtol=0, atol=2e-4)
 
 
@@ -338,7 +389,7 @@ def test_a_step_in_bfloat16_is_one_in_float32_but_for_rounding(labels, shape, si
 
     def make():
         keras.utils.set_random_seed(4)
-        blocks = convolution(5, 3), convolution(40, size), convolution(33, size)
+        blocks = convolution(5, 3), convolution(40, size), convolution(20, size)
         return convolutional(*blocks, shape=shape)
 
     image = np.random.default_rng(2).integers(0, 256, (1, *shape), np.uint8)
@@ -349,7 +400,41 @@ def test_a_step_in_bfloat16_is_one_in_float32_but_for_rounding(labels, shape, si
         trained(model, image, labels[:1], sgd, epochs=1, engine="native")
         moved.append([now.numpy() - old for now, old in zip(model.weights, start, strict=True)])
     for rounded, exact in zip(*moved, strict=True):
-        assert 0 < np.linalg.norm(rounded - exact) < 0.05 * np.linalg.norm(exact)
+        assert 0 < np.linalg.norm(rounded - exact) < 0.1 * np.linalg.norm(exact)
+
+
+def test_training_in_bfloat16_goes_the_way_that_it_goes_in_the_graph(images, labels, brief):
+    """With poolings that leave a row and a column out, and a smaller last batch."""
+    losses = []
+    for engine in ("native", "graph"):
+        model = in_bfloat16(lambda: cnn(5, 40))
+        figures, _ = trained(model, images, labels, epochs=12, engine=engine)
+        losses.append([loss for loss, _ in figures])
+    ours, theirs = losses
+    assert theirs[-1] < 0.95 * theirs[0]
+    assert ours == pytest.approx(theirs, rel=0.02)
+
+
+def test_images_of_as_many_channels_as_a_vector_has(labels, brief):
+    """The first convolution's inputs are floats, even where pairs of them would fit."""
+    import keras
+    from keras import layers
+
+    from fmnist_lab.engines import native
+
+    shape = (5, 4, native._library().fmnist_lab_lanes())
+    images = np.random.default_rng(2).integers(0, 256, (COUNT, *shape), np.uint8)
+
+    def make():
+        keras.utils.set_random_seed(3)
+        return convolutional(layers.Conv2D(6, 3, padding="same", activation="relu"), shape=shape)
+
+    rounded, _ = trained(in_bfloat16(make), images, labels, engine="native")
+    exact, _ = trained(make(), images, labels, engine="native")
+    expected, _ = trained(make(), images, labels, engine="graph")
+    # Of one convolution, nothing is in bfloat16.
+    assert rounded == exact
+    np.testing.assert_allclose(exact, expected, rtol=1e-3)
 
 
 def test_bfloat16_is_left_to_the_graph_where_the_processor_cannot_multiply_it(brief, monkeypatch):
@@ -415,6 +500,8 @@ def test_small_networks_get_few_threads_and_none_gets_more_than_were_granted(ima
     assert threads(mlp(8), 64) == 1
     assert threads(mlp(1024), 2) == 2
     assert 2 < threads(mlp(1024), 64) < 64
+    assert threads(cnn(2), 64) == 1
+    assert threads(cnn(32, 64), 2) == 2
 
 
 def test_other_inputs_than_bytes_by_255(images, labels):
@@ -463,12 +550,14 @@ def test_the_callers_processor_state_is_left_alone(images, labels):
     assert np.float32(1e-30) * np.float32(1e-10) > 0
 
 
-def test_a_weight_that_is_not_a_number_shows(images, labels):
+@pytest.mark.parametrize("make", [mlp, cnn])
+def test_a_weight_that_is_not_a_number_shows(images, labels, make):
     """Though only one hidden unit has it, and ReLU could make it 0."""
-    model = mlp(6)
-    kernel = model.layers[2].kernel.numpy()
-    kernel[0, 0] = np.nan
-    model.layers[2].kernel.assign(kernel)
+    model = make(6)
+    variable = model.trainable_variables[0]
+    kernel = variable.numpy()
+    kernel.flat[0] = np.nan
+    variable.assign(kernel)
     with pytest.raises(UserError, match="nan"):
         trained(model, images, labels, epochs=1, engine="native")
 

@@ -216,6 +216,7 @@ def own_products(
 CONTENDERS: dict[str, Callable[..., EpochFunction]] = {
     "fmnist_lab": ours,
     "fmnist_lab, XLA": lambda *a: ours(*a, engine="xla"),
+    "fmnist_lab, graph": lambda *a: ours(*a, engine="graph"),
     "fit": fit,
     "fit, 50 steps a call": lambda *a: fit(*a, steps_per_execution=50, jit_compile=False),
     "fit, 50 steps, XLA": lambda *a: fit(*a, steps_per_execution=50, jit_compile=True),
@@ -230,7 +231,13 @@ PRODUCTS: dict[str, Callable[..., EpochFunction]] = {
     "own products alone": own_products,
 }
 # XLA's convolutions on a CPU take minutes an epoch, so only these are let in.
-WITH_CONVOLUTIONS = ("fmnist_lab", "fit", "fit, 50 steps a call", "PyTorch loop")
+WITH_CONVOLUTIONS = (
+    "fmnist_lab",
+    "fmnist_lab, graph",
+    "fit",
+    "fit, 50 steps a call",
+    "PyTorch loop",
+)
 
 
 def tutorial() -> None:

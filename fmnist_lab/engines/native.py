@@ -60,17 +60,15 @@ def check(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> Non
     Raises:
         UserError: It cannot, or there is no C compiler.
     """
-    objection = _objection(model, optimizer, recipe)
-    if tf.config.list_physical_devices("GPU"):
-        objection = "received a machine with a GPU, which CUDA_VISIBLE_DEVICES= would hide"
-    if objection:
+    try:
+        network = _suitable(model, optimizer, recipe)
+    except _Unsuitable as objection:
         raise UserError(
             f"trainer.engine=native: {objection}; expected dense layers in float32 with ReLU "
             "between them, perhaps after convolutions with ReLU and max-pooling, under Adam, "
             "AdamW or SGD without clipping or averages; use trainer.engine=auto"
-        )
-    library = _library()
-    if _Network(model).brief and not library.fmnist_lab_brief():
+        ) from None
+    if not _library().fmnist_lab_brief() and network.brief:
         raise UserError(
             "trainer.engine=native: received bfloat16, expected a processor that multiplies it "
             "(AVX512-BF16) and a compiler that knows of it; use trainer.engine=auto"
@@ -84,20 +82,21 @@ class Program:
         self.library = _library()
         self.recipe = recipe
         self.network = _Network(model)
-        columns = self.library.fmnist_lab_panel()
-        self.convolutions: list[_Convolution] = []
+        rows, columns = self.library.fmnist_lab_rows(), self.library.fmnist_lab_panel()
+        lanes = self.library.fmnist_lab_lanes()
         channels = self.network.image_shape[-1]
+        self.convolutions: list[_Convolution] = []
         for block in self.network.blocks:
-            self.convolutions.append(_Convolution(block, channels, columns))
+            # Bytes enter the first as floats.
+            brief = self.network.brief and bool(self.convolutions)
+            self.convolutions.append(_Convolution(block, channels, lanes, columns, brief))
             channels = self.convolutions[-1].stored
-        self.layers: list[_Dense] = []
         # Of what convolutions leave, each pixel's filters are stored as so many channels.
-        filters = self.network.blocks[-1].filters if self.network.blocks else channels
+        filters, stored = (self.convolutions[-1].units, channels) if self.convolutions else (1, 1)
+        self.layers: list[_Dense] = []
         for layer in self.network.dense:
-            self.layers.append(
-                _Dense(layer, filters, channels, self.library.fmnist_lab_rows(), columns)
-            )
-            filters = channels = 1
+            self.layers.append(_Dense(layer, filters, stored, rows, columns))
+            filters = stored = 1
         self.rule = _rule(optimizer)
 
     def hold(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -245,18 +244,16 @@ class _Dense(_Memories):
 
 
 class _Convolution(_Memories):
-    """A convolution with what follows it; its outputs are stored as whole panels of channels."""
+    """A convolution with what follows it; its outputs are stored as whole vectors of channels."""
 
-    def __init__(self, block: _Block, channels: int, columns: int) -> None:
-        self.block, self.channels = block, channels
-        # The first has too few channels to pair, and little to do.
-        self.brief = block.layer.compute_dtype == "bfloat16" and channels % columns == 0
+    def __init__(self, block: _Block, channels: int, lanes: int, columns: int, brief: bool) -> None:
+        self.block, self.channels, self.brief = block, channels, brief
         self.size, _, real, self.units = block.layer.kernel.shape
-        self.stored = math.ceil(self.units / columns) * columns
+        self.stored = math.ceil(self.units / lanes) * lanes
         taps = self.size**2
         places = np.arange(taps * channels).reshape(taps, channels)[:, :real].ravel()
         super().__init__(places, taps * channels, taps * channels + 1, self.units, columns)
-        self.operations = 6 * block.height * block.width * taps * channels * self.units
+        self.operations = 6 * block.height * block.width * taps * channels * self.stored
 
     def described(self) -> _CConvolution:
         return _CConvolution(
@@ -358,31 +355,35 @@ def _strides(optimizer: keras.Optimizer, rates: np.ndarray, iteration: int) -> n
     return (rates * np.sqrt(1 - second) / (1 - first)).astype(np.float32)
 
 
-def _objection(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> str | None:
-    """Say what of a training this engine cannot do."""
-    if recipe.loss is not None or recipe.augmentation is not None:
-        return f"received {'augmentation' if recipe.loss is None else 'a loss of its own'}"
+def _suitable(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> _Network:
+    """Return what a model is made of.
+
+    Raises:
+        _Unsuitable: This engine cannot do the training.
+    """
+    if tf.config.list_physical_devices("GPU"):
+        raise _Unsuitable("received a machine with a GPU, which CUDA_VISIBLE_DEVICES= would hide")
+    if recipe.loss is not None:
+        raise _Unsuitable("received a loss of its own")
+    if recipe.augmentation is not None:
+        raise _Unsuitable("received augmentation")
     if type(optimizer) not in OPTIMIZERS:
-        return f"received the optimizer {type(optimizer).__name__}"
+        raise _Unsuitable(f"received the optimizer {type(optimizer).__name__}")
     for option in (
         *("clipnorm", "clipvalue", "global_clipnorm", "use_ema", "amsgrad"),
         *("loss_scale_factor", "gradient_accumulation_steps", "_exclude_from_weight_decay"),
         "_exclude_from_weight_decay_pattern",
     ):
         if getattr(optimizer, option, None):
-            return f"received an optimizer with {option.strip('_')}"
+            raise _Unsuitable(f"received an optimizer with {option.strip('_')}")
     # What lies beside the weights, for the vectors' sake, is 0 / epsilon.
     if getattr(optimizer, "epsilon", 1.0) < 1e-30:
-        return f"received an epsilon of {optimizer.epsilon:g}"
-    try:
-        _Network(model)
-    except _Unsuitable as objection:
-        return str(objection)
-    return None
+        raise _Unsuitable(f"received an epsilon of {optimizer.epsilon:g}")
+    return _Network(model)
 
 
 class _Unsuitable(ValueError):
-    """A model is not one that this engine trains; says what it is."""
+    """A training is not one that this engine can do; says what of it."""
 
 
 @dataclass(frozen=True)
@@ -396,10 +397,6 @@ class _Block:
     height: int
     width: int
     pool: int
-
-    @property
-    def filters(self) -> int:
-        return self.layer.filters
 
 
 class _Network:
@@ -418,16 +415,20 @@ class _Network:
             if getattr(layer, "data_format", "channels_last") != "channels_last":
                 kind = type(layer).__name__
                 raise _Unsuitable(f"received a {kind} of {layer.data_format}")
+            if layer.activity_regularizer is not None:
+                raise _Unsuitable(f"received the layer {layer.name} with activity_regularizer")
         self._layers = list(model.layers)
         self._place = 0
+        # A layer may have been called before, on another shape than here.
+        self._shape = tuple(model.inputs[0].shape)
         self.rescaling = self._take(keras.layers.Rescaling)
         if not all(
             isinstance(n, int | float) for n in (self.rescaling.scale, self.rescaling.offset)
         ):
             raise _Unsuitable("received a Rescaling by other than two numbers")
-        self.image_shape = model.inputs[0].shape[1:]
         if self._next_is(keras.layers.Reshape):
-            self.image_shape = self._take(keras.layers.Reshape).output.shape[1:]
+            self._take(keras.layers.Reshape)
+        self.image_shape = self._shape[1:]
         self.blocks: list[_Block] = []
         while self._next_is(keras.layers.Conv2D):
             self.blocks.append(self._take_block())
@@ -463,10 +464,12 @@ class _Network:
                 f"received {layer.name} ({type(layer).__name__}) as layer {self._place}, "
                 f"not {kind.__name__}"
             )
+        self._shape = layer.compute_output_shape(self._shape)
         return layer
 
     def _take_block(self) -> _Block:
         layer = self._take(keras.layers.Conv2D)
+        _, height, width, _ = self._shape
         size, other = layer.kernel_size
         if size != other or size % 2 == 0:
             raise _Unsuitable(f"received the layer {layer.name} with a kernel of {size}x{other}")
@@ -492,7 +495,6 @@ class _Network:
                 raise _Unsuitable(f"received the layer {pooling.name} with windows that overlap")
             if pooling.padding != "valid":
                 raise _Unsuitable(f"received the layer {pooling.name} with padding=same")
-        height, width = layer.output.shape[1:3]
         return _Block(layer, height, width, pool)
 
 
@@ -501,8 +503,8 @@ def _check_weights(layer: keras.Layer) -> None:
     if not layer.use_bias or len(layer.trainable_variables) != 2:
         raise _Unsuitable(f"received the layer {layer.name} without a kernel and a bias to train")
     for option in (
-        *("kernel_regularizer", "bias_regularizer", "activity_regularizer"),
-        *("kernel_constraint", "bias_constraint", "lora_enabled", "quantization_mode"),
+        *("kernel_regularizer", "bias_regularizer", "kernel_constraint", "bias_constraint"),
+        *("lora_enabled", "quantization_mode"),
     ):
         if getattr(layer, option, None):
             raise _Unsuitable(f"received the layer {layer.name} with {option}")

@@ -1,3 +1,5 @@
+#pragma once
+
 /* What the parts of the program share: what Python describes, threads that go through a step
    together, vectors, and a tile of a product.
 
@@ -15,7 +17,8 @@
 #endif
 
 /* A tile has as many accumulators as stay in registers, a number of rows times two vectors: ROWS for
-   dense layers; SPAN, or HALF of it, for convolutions, whose rows are as wide as images: 14 and 28. */
+   dense layers; SPAN, or HALF of it, for convolutions. The rows of images are 28 pixels, or after
+   pooling 14 and 7, so that most tiles are full where there are registers for so many. */
 #if defined(__AVX512F__)
 enum { LANES = 16, ROWS = 8, SPAN = 14 };
 #elif defined(__AVX__)
@@ -102,10 +105,12 @@ struct worker {
     /* Of the convolutions: some rows of one panel, an image's errors in each, and below it. */
     float *rows, **errors, *below;
     /* Of brief ones, in bfloat16: kernels and errors; and in pairs of pixels inputs and errors. */
-    float **kernels, *narrow_errors, *input_pairs, *error_pairs;
+    float **kernels, *brief_errors, *input_pairs, *error_pairs;
 };
 
 static int up(int n, int unit) { return (n + unit - 1) / unit * unit; }
+/* Floats from one image's activations to the next one's; there is room for the 1 after them. */
+static int stride_of(int units) { return up(units + 1, PANEL); }
 
 /* Wait for all threads. They are never far apart, so it does not pay to sleep, unless the machine
    is crowded and a thread that is waited for has no core. */
@@ -175,7 +180,8 @@ INLINE vec root(vec x) {
 INLINE vec unless_negative(vec x, vec of) { return (vec)((mask)x & ~(of <= (vec){0})); }
 
 /* Two bfloat16 lie in the place of a float, so what follows takes them for floats. A sum in float32
-   of the products of each two. */
+   of the products of each two. Other processors than those with the instructions are not asked to do
+   it, save by tests. */
 INLINE vec dot(vec sum, vec x, vec y) {
 #if defined(__AVX512BF16__)
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
@@ -202,16 +208,17 @@ INLINE words pair(halves first, halves second) {
     return __builtin_convertvector(first, words) | __builtin_convertvector(second, words) << 16;
 }
 
-/* Some rows of a times one panel b: c[r] += sum over k of a[r, k] b[k]; brief: of pairs of bfloat16.
-   With ahead, the a of the tile that is so many numbers further on is fetched meanwhile. */
+/* Some rows of a times one panel b: c[r] += sum over k of a[r, k] b[k]; brief: of pairs of bfloat16;
+   half: the panel's left vector alone. With ahead, the a of the tile that is so many numbers further
+   on is fetched meanwhile. */
 INLINE void multiply(
     vec c[][2], const int height, int count, const float *a, long a_row, long a_k, const float *b,
-    long b_k, const int brief, const int ahead
+    long b_k, const int brief, const int half, const int ahead
 ) {
     for (int k = 0; k < count; k++) {
         const vec *row = (const vec *)(b + k * b_k);
         if (ahead) __builtin_prefetch(a + k * a_k + ahead);
-        vec left = row[0], right = row[1];
+        vec left = row[0], right = half ? (vec){0} : row[1];
 #pragma GCC unroll 16
         for (int r = 0; r < height; r++) {
             const float *x = a + r * a_row + k * a_k;
@@ -221,10 +228,10 @@ INLINE void multiply(
                 memcpy(&bits, x, sizeof bits);
                 vec both = (vec)(bits | (words){0});
                 c[r][0] = dot(c[r][0], both, left);
-                c[r][1] = dot(c[r][1], both, right);
+                if (!half) c[r][1] = dot(c[r][1], both, right);
             } else {
                 c[r][0] += all(*x) * left;
-                c[r][1] += all(*x) * right;
+                if (!half) c[r][1] += all(*x) * right;
             }
         }
     }

@@ -1,28 +1,37 @@
+#pragma once
+
 /* Convolutions of stride 1 whose output is as large as their input, each followed by ReLU and, where
    asked for, by a maximum over windows of pool times pool.
 
-   An image goes through all of them with one thread, and stays in its core's cache. Images lie
-   within a border of zeros, pixel by pixel, each with all its channels: so the numbers that a row of
-   the kernel is multiplied with lie in one piece, and a convolution is a few products of dense.h's
-   kind, one for each row of the kernel.
+   An image goes through all of them, forth and later back, with one thread, so what a layer leaves is
+   still in the core's cache when the next one takes it. Images lie within a border of zeros, pixel by
+   pixel, each with all its channels: so the numbers that a row of the kernel is multiplied with lie
+   in one piece, and a convolution is a few products of dense.h's kind, one for each row of the kernel.
 
    Gradients are summed up in PORTIONS of a batch, and these in one order, so that results do not
    depend on which thread had which.
 
    A brief convolution multiplies pairs of bfloat16, each in the place of one float, so its loops are
-   the same, half as long: pairs of channels, or of pixels where the sum goes over pixels. */
+   the same, half as long: pairs of channels, or of pixels where the sum goes over pixels. The first
+   is never brief, since bytes enter it as floats. */
 
+#include "common.h"
+
+/* More would let more threads share a batch, and cost each step more memory for the sums: 16 are 1 %
+   of a step of the small CNN. */
 enum { PORTIONS = 16 };
 
-static int stored(int units) { return up(units, PANEL); }
+/* Channels are stored in whole vectors, so a kernel's last panel may be but half used. */
+static int stored(int units) { return up(units, LANES); }
+static int panels_for(int channels) { return up(channels, PANEL) / PANEL; }
+static int is_half(int channels, int panel) { return channels - panel * PANEL <= LANES; }
 static int border(const struct convolution *l) { return l->size / 2; }
 /* Numbers that a row of the kernel meets at once. */
 static int run_of(const struct convolution *l) { return l->size * l->channels; }
 /* The kernel's weights, row by row of it, and the bias below. */
 static int weights_of(const struct convolution *l) { return l->size * run_of(l) + 1; }
-static int columns_of(const struct convolution *l) { return stored(l->units) / PANEL; }
 static long kernel_floats(const struct convolution *l) {
-    return (long)weights_of(l) * stored(l->units);
+    return (long)weights_of(l) * panels_for(l->units) * PANEL;
 }
 static int pooled_height(const struct convolution *l) { return l->height / l->pool; }
 static int pooled_width(const struct convolution *l) { return l->width / l->pool; }
@@ -31,13 +40,14 @@ static long pooled_floats(const struct convolution *l) {
 }
 /* Of a kernel turned about; see `turn`. */
 static long turned_floats(const struct convolution *l) {
-    return (long)l->size * l->size * stored(l->units) * l->channels;
+    return (long)l->size * l->size * stored(l->units) * panels_for(l->channels) * PANEL;
 }
 /* From one row of pixels to the next, border included. */
 static long pitch_of(const struct convolution *l, int channels) {
     return (long)(l->width + 2 * border(l)) * channels;
 }
-/* An image within its border; what a tile reads beyond the image is not used, but must be there. */
+/* An image within its border. What tiles read beyond the image is not used, but must be there: SPAN
+   pixels in the convolution, SPAN numbers in its gradients. */
 static long map_floats(const struct convolution *l, int channels) {
     long image = (l->height + 2 * border(l)) * pitch_of(l, channels);
     return (image + (long)SPAN * (channels + 1) + PANEL - 1) / PANEL * PANEL;
@@ -55,9 +65,14 @@ static long kernel_words(const struct convolution *l) {
     return words_of(l, weights_of(l) - 1) * (long)PANEL;
 }
 
+static float *map_of(const struct team *team, int j, int image) {
+    const struct convolution *l = &team->task->convolutions[j];
+    return team->maps[j] + image * map_floats(l, words_of(l, l->channels));
+}
+
 INLINE void some_pixels(
-    const int pixels, const int brief, const struct convolution *l, const float *map, int pixel,
-    const float *kernel, const vec bias[2], float *output
+    const int pixels, const int brief, const int half, const struct convolution *l,
+    const float *map, int pixel, const float *kernel, const vec bias[2], float *output
 ) {
     vec c[SPAN][2];
     int run = l->size * pixel;
@@ -65,24 +80,25 @@ INLINE void some_pixels(
     for (int line = 0; line < l->size; line++)
         multiply(
             c, pixels, run, map + line * pitch_of(l, pixel), pixel, 1,
-            kernel + (long)line * run * PANEL, PANEL, brief, 0
+            kernel + (long)line * run * PANEL, PANEL, brief, half, 0
         );
     memcpy(output, c, pixels * sizeof *c);
 }
 
 INLINE void some_row(
-    const int brief, const struct convolution *l, const float *map, int pixel, const float *kernel,
-    const vec bias[2], float *output
+    const int brief, const int half, const struct convolution *l, const float *map, int pixel,
+    const float *kernel, const vec bias[2], float *output
 ) {
     int width = l->width;
     if (width <= HALF) {
-        some_pixels(HALF, brief, l, map, pixel, kernel, bias, output);
+        some_pixels(HALF, brief, half, l, map, pixel, kernel, bias, output);
         return;
     }
     for (int x = 0; x < width; x += SPAN) {
         if (x + SPAN > width && width >= SPAN) x = width - SPAN;
         some_pixels(
-            SPAN, brief, l, map + (long)x * pixel, pixel, kernel, bias, output + (long)x * PANEL
+            SPAN, brief, half, l, map + (long)x * pixel, pixel, kernel, bias,
+            output + (long)x * PANEL
         );
     }
 }
@@ -91,10 +107,14 @@ INLINE void some_row(
    in a remainder; those of narrow rows write beyond their end, up to SPAN pixels. */
 static void row_of_pixels(
     const struct convolution *l, const float *map, int pixel, const float *kernel,
-    const vec bias[2], float *output
+    const vec bias[2], float *output, int half
 ) {
-    if (l->brief) some_row(1, l, map, pixel, kernel, bias, output);
-    else some_row(0, l, map, pixel, kernel, bias, output);
+    switch (2 * l->brief + half) {
+        case 0: some_row(0, 0, l, map, pixel, kernel, bias, output); break;
+        case 1: some_row(0, 1, l, map, pixel, kernel, bias, output); break;
+        case 2: some_row(1, 0, l, map, pixel, kernel, bias, output); break;
+        default: some_row(1, 1, l, map, pixel, kernel, bias, output);
+    }
 }
 
 /* The maximum of a window, the first of equals, as Keras has it, or a NaN, to let it show; and which
@@ -106,7 +126,7 @@ INLINE vec maximum(const struct convolution *l, const vec *window, mask *from) {
     *from = (mask){0};
     for (int q = 1; q < pool * pool; q++) {
         vec other = window[q / pool * row + q % pool * 2];
-        mask more = ~(other <= best);
+        mask more = ~(other <= best) & (best == best);
         best = (vec)(((mask)other & more) | ((mask)best & ~more));
         *from = (more & q) | (*from & ~more);
     }
@@ -119,22 +139,27 @@ INLINE vec maximum(const struct convolution *l, const vec *window, mask *from) {
 
    output: a pixel every `stored(units)` numbers, a row every `pitch`; bfloat16 if narrowed. */
 static void convolve(
-    struct worker *me, const struct convolution *l, const float *kernels, long kernel_step,
-    const float *map, float *output, long pitch, int narrowed, uint8_t *chosen
+    struct worker *me, int j, int image, float *output, long pitch, int narrowed
 ) {
+    const struct team *team = me->team;
+    const struct convolution *l = &team->task->convolutions[j];
+    const float *map = map_of(team, j, image);
+    uint8_t *chosen = team->chosen[j] + image * pooled_floats(l);
     int pool = l->pool, width = pooled_width(l), channels = stored(l->units);
     int pixel = words_of(l, l->channels);
-    for (int panel = 0; panel < columns_of(l); panel++) {
-        const float *kernel = kernels + panel * kernel_step;
+    for (int panel = 0; panel < panels_for(l->units); panel++) {
+        const float *kernel = l->brief ? me->kernels[j] + panel * kernel_words(l)
+                                       : l->weights + (long)panel * weights_of(l) * PANEL;
         const float *bias = l->weights + ((long)(panel + 1) * weights_of(l) - 1) * PANEL;
+        int half = is_half(channels, panel);
         for (int y = 0; y < pooled_height(l); y++) {
             for (int line = 0; line < pool; line++)
                 row_of_pixels(
                     l, map + (y * pool + line) * pitch_of(l, pixel), pixel, kernel,
-                    (const vec *)bias, me->rows + (long)line * (l->width + SPAN) * PANEL
+                    (const vec *)bias, me->rows + (long)line * (l->width + SPAN) * PANEL, half
                 );
             for (int x = 0; x < width; x++)
-                for (int h = 0; h < 2; h++) {
+                for (int h = 0; h < 2 - half; h++) {
                     mask from;
                     vec best = maximum(l, (const vec *)(me->rows + (long)x * pool * PANEL) + h, &from);
                     long at = x * (long)channels + panel * PANEL + h * LANES;
@@ -167,7 +192,7 @@ static void unpool(
 }
 
 /* What a sum over pixels goes through: numbers of the input and of the errors, or pairs. */
-struct pixels {
+struct walk {
     const float *inputs, *errors;
     int count;                      /* of a row */
     long input_row, input_step;     /* from one row, or pixel, to the next */
@@ -175,70 +200,81 @@ struct pixels {
 };
 
 INLINE void some_weights(
-    const int count, const int brief, int valid, int height, struct pixels at, float *sums, int first
+    const int count, const int brief, const int half, int valid, int height, struct walk at,
+    float *sums, int anew
 ) {
     vec c[SPAN][2];
     for (int r = 0; r < count; r++) {
         const vec *sum = (const vec *)(sums + (long)(r < valid ? r : 0) * PANEL);
-        c[r][0] = first ? (vec){0} : sum[0], c[r][1] = first ? (vec){0} : sum[1];
+        c[r][0] = anew ? (vec){0} : sum[0], c[r][1] = anew ? (vec){0} : sum[1];
     }
     for (int y = 0; y < height; y++)
         multiply(
             c, count, at.count, at.inputs + y * at.input_row, 1, at.input_step,
-            at.errors + y * at.error_row, at.error_step, brief, 0
+            at.errors + y * at.error_row, at.error_step, brief, half, 0
         );
     memcpy(sums, c, valid * sizeof *c);
 }
 
 INLINE void gradients_by(
-    const int brief, const struct convolution *l, struct pixels at, float *sums, int first
+    const int brief, const int half, const struct convolution *l, int panel, struct walk at,
+    float *sums, int anew
 ) {
-    int run = run_of(l);
-    for (int panel = 0; panel < columns_of(l); panel++)
-        for (int line = 0; line < l->size; line++)
-            for (int k = 0; k < run; k += SPAN) {
-                struct pixels here = at;
-                here.inputs += line * at.input_row + k;
-                here.errors += panel * PANEL;
-                int rest = run - k;
-                float *to = sums + ((long)panel * weights_of(l) + line * run + k) * PANEL;
-                if (rest <= HALF) some_weights(HALF, brief, rest, l->height, here, to, first);
-                else some_weights(SPAN, brief, rest < SPAN ? rest : SPAN, l->height, here, to, first);
-            }
+    int run = run_of(l), height = l->height;
+    at.errors += panel * PANEL;
+    for (int line = 0; line < l->size; line++)
+        for (int k = 0; k < run; k += SPAN) {
+            struct walk here = at;
+            here.inputs += line * at.input_row + k;
+            int rest = run - k, valid = rest < SPAN ? rest : SPAN;
+            float *to = sums + ((long)panel * weights_of(l) + line * run + k) * PANEL;
+            if (rest <= HALF) some_weights(HALF, brief, half, valid, height, here, to, anew);
+            else some_weights(SPAN, brief, half, valid, height, here, to, anew);
+        }
+}
+
+static void gradients_of_panel(
+    const struct convolution *l, int panel, struct walk at, float *sums, int anew
+) {
+    switch (2 * l->brief + is_half(stored(l->units), panel)) {
+        case 0: gradients_by(0, 0, l, panel, at, sums, anew); break;
+        case 1: gradients_by(0, 1, l, panel, at, sums, anew); break;
+        case 2: gradients_by(1, 0, l, panel, at, sums, anew); break;
+        default: gradients_by(1, 1, l, panel, at, sums, anew);
+    }
 }
 
 /* Add one image's gradients of the weights to the sums, panels like the weights; the first image of a
-   portion finds what was left there and forgets it. */
+   portion begins anew. */
 static void gradients(
     struct worker *me, const struct convolution *l, const float *map, const float *errors,
-    float *sums, int first
+    float *sums, int anew
 ) {
     int channels = stored(l->units);
     const float *within = errors + inside(l, channels, 0, 0);
-    struct pixels at = {
+    struct walk at = {
         map, within, l->width,
         pitch_of(l, l->channels), l->channels, pitch_of(l, channels), channels,
     };
     if (l->brief) {
         int count = (l->width + 1) / 2;
-        at = (struct pixels){
+        at = (struct walk){
             me->input_pairs, me->error_pairs, count,
             pitch_of(l, l->channels), 2L * l->channels, (long)count * channels, channels,
         };
-        gradients_by(1, l, at, sums, first);
-    } else {
-        gradients_by(0, l, at, sums, first);
     }
-    for (int panel = 0; panel < columns_of(l); panel++) {
+    for (int panel = 0; panel < panels_for(l->units); panel++) {
+        gradients_of_panel(l, panel, at, sums, anew);
         vec *bias = (vec *)(sums + ((long)(panel + 1) * weights_of(l) - 1) * PANEL);
-        vec left = first ? (vec){0} : bias[0], right = first ? (vec){0} : bias[1];
-        for (int y = 0; y < l->height; y++)
-            for (int x = 0; x < l->width; x++) {
-                const float *pixel = within + y * pitch_of(l, channels) + (long)x * channels;
-                left += ((const vec *)(pixel + panel * PANEL))[0];
-                right += ((const vec *)(pixel + panel * PANEL))[1];
-            }
-        bias[0] = left, bias[1] = right;
+        for (int h = 0; h < 2 - is_half(channels, panel); h++) {
+            vec sum = anew ? (vec){0} : bias[h];
+            for (int y = 0; y < l->height; y++)
+                for (int x = 0; x < l->width; x++) {
+                    long pixel = y * pitch_of(l, channels) + (long)x * channels;
+                    sum += ((const vec *)(within + pixel + panel * PANEL))[h];
+                }
+            bias[h] = sum;
+        }
     }
 }
 
@@ -250,14 +286,17 @@ static void through(
 ) {
     int pixel = words_of(l, stored(l->units));
     const vec nothing[2] = {{0}};
-    for (int panel = 0; panel < l->channels / PANEL; panel++) {
+    for (int panel = 0; panel < panels_for(l->channels); panel++) {
+        int half = is_half(l->channels, panel), count = half ? LANES : PANEL;
         const float *kernel = turned + (long)panel * l->size * l->size * pixel * PANEL;
         for (int y = 0; y < l->height; y++) {
-            row_of_pixels(l, errors + y * pitch_of(l, pixel), pixel, kernel, nothing, me->rows);
+            row_of_pixels(
+                l, errors + y * pitch_of(l, pixel), pixel, kernel, nothing, me->rows, half
+            );
             for (int x = 0; x < l->width; x++)
                 memcpy(
                     below + ((long)y * l->width + x) * l->channels + panel * PANEL,
-                    me->rows + (long)x * PANEL, PANEL * sizeof(float)
+                    me->rows + (long)x * PANEL, count * sizeof(float)
                 );
         }
     }
@@ -267,15 +306,16 @@ static void through(
    units exchanged. Panels of (size, size, units, PANEL channels). */
 static void turn(struct worker *me, const struct convolution *l, float *turned) {
     int channels = stored(l->units), taps = l->size * l->size, from, to;
-    share(me, l->channels / PANEL * taps, &from, &to);
+    share(me, panels_for(l->channels) * taps, &from, &to);
     for (int item = from; item < to; item++) {
         int panel = item / taps, tap = item % taps;
         long row = (long)(taps - 1 - tap) * l->channels + panel * PANEL;
+        int count = is_half(l->channels, panel) ? LANES : PANEL;
+        vec two[2][2] = {{{0}}};
         for (int u = 0; u < channels; u++) {
             const float *w = l->weights + (long)(u / PANEL) * weights_of(l) * PANEL + u % PANEL;
-            vec two[2][2];
             float *column = (float *)two[u % 2];
-            for (int j = 0; j < PANEL; j++) column[j] = w[(row + j) * PANEL];
+            for (int j = 0; j < count; j++) column[j] = w[(row + j) * PANEL];
             for (int h = 0; h < 2; h++) {
                 words *to_row = (words *)(turned + words_of(l, item * channels + u) * (long)PANEL) + h;
                 if (!l->brief) *to_row = (words)two[u % 2][h];
@@ -289,7 +329,7 @@ static void turn(struct worker *me, const struct convolution *l, float *turned) 
 
 /* A kernel's panels in bfloat16, in pairs of rows. */
 static void narrow_kernel(const struct convolution *l, float *kernels) {
-    for (int panel = 0; panel < columns_of(l); panel++)
+    for (int panel = 0; panel < panels_for(l->units); panel++)
         for (int row = 0; row < weights_of(l) - 1; row += 2)
             for (int h = 0; h < 2; h++) {
                 const vec *w = (const vec *)(l->weights + ((long)panel * weights_of(l) + row) * PANEL);
@@ -303,13 +343,13 @@ static void narrow_errors(struct worker *me, const struct convolution *l, const 
     int channels = stored(l->units), count = (l->width + 1) / 2;
     long numbers = (l->height + 2L * border(l)) * pitch_of(l, channels);
     for (long at = 0; at < numbers; at += LANES)
-        *(halves *)((uint16_t *)me->narrow_errors + at) = narrow(*(const vec *)(errors + at));
+        *(halves *)((uint16_t *)me->brief_errors + at) = narrow(*(const vec *)(errors + at));
     const halves nothing = {0};
     for (int y = 0; y < l->height; y++)
         for (int x = 0; x < l->width; x += 2)
             for (int u = 0; u < channels; u += LANES) {
                 const uint16_t *pixel =
-                    (const uint16_t *)me->narrow_errors + inside(l, channels, y, x) + u;
+                    (const uint16_t *)me->brief_errors + inside(l, channels, y, x) + u;
                 halves right = x + 1 < l->width ? *(const halves *)(pixel + channels) : nothing;
                 long at = ((long)y * count + x / 2) * channels + u;
                 *(words *)(me->error_pairs + at) = pair(*(const halves *)pixel, right);
@@ -335,16 +375,9 @@ static void enter(const struct task *task, const uint8_t *image, float *map) {
         rescale(task, image + (long)y * count, count, map + inside(l, l->channels, y, 0));
 }
 
-/* The images of this thread's portions. */
-static void images_of(const struct worker *me, int portion, int *from, int *to) {
-    int size = me->team->task->size, portions = me->team->portions;
-    *from = (int)((int64_t)size * portion / portions);
-    *to = (int)((int64_t)size * (portion + 1) / portions);
-}
-
-static float *map_of(const struct team *team, int j, int image) {
-    const struct convolution *l = &team->task->convolutions[j];
-    return team->maps[j] + image * map_floats(l, words_of(l, l->channels));
+/* A portion of a batch ends where the next one begins. */
+static int first_image(const struct team *team, int portion) {
+    return (int)((int64_t)team->task->size * portion / team->portions);
 }
 
 static float *row_of(const struct team *team, float *features, int image) {
@@ -363,26 +396,19 @@ static void convolve_all(struct worker *me, int64_t step) {
         if (ls[j].brief) narrow_kernel(&ls[j], me->kernels[j]);
     }
     share(me, team->portions, &from, &to);
-    images_of(me, from, &from, &(int){0});
-    images_of(me, to, &to, &(int){0});
-    for (int i = from; i < to; i++) {
+    for (int i = first_image(team, from); i < first_image(team, to); i++) {
         enter(task, task->images + order[i] * pixels, map_of(team, 0, i));
         if (step + 1 < task->stop) prefetch(task->images + order[task->size + i] * pixels, pixels);
         for (int j = 0; j <= last; j++) {
-            const struct convolution *l = &ls[j];
-            int channels = stored(l->units), narrowed = j < last && ls[j + 1].brief;
+            int channels = stored(ls[j].units), narrowed = j < last && ls[j + 1].brief;
             float *output = row_of(team, team->features, i);
-            long pitch = (long)pooled_width(l) * channels;
+            long pitch = (long)pooled_width(&ls[j]) * channels;
             if (j < last) {
                 long begin = inside(&ls[j + 1], words_of(&ls[j + 1], channels), 0, 0);
                 output = map_of(team, j + 1, i) + begin;
                 pitch = pitch_of(&ls[j + 1], channels);
             }
-            convolve(
-                me, l, l->brief ? me->kernels[j] : l->weights,
-                l->brief ? kernel_words(l) : (long)weights_of(l) * PANEL, map_of(team, j, i), output,
-                pitch, narrowed, team->chosen[j] + i * pooled_floats(l)
-            );
+            convolve(me, j, i, output, pitch, narrowed);
         }
     }
 }
@@ -391,11 +417,11 @@ static void convolve_all(struct worker *me, int64_t step) {
 static void convolve_back(struct worker *me) {
     struct team *team = me->team;
     const struct task *task = team->task;
-    int from, to, first, end;
+    int from, to;
     share(me, team->portions, &from, &to);
     for (int portion = from; portion < to; portion++) {
-        images_of(me, portion, &first, &end);
-        for (int i = first; i < end; i++) {
+        int first = first_image(team, portion);
+        for (int i = first; i < first_image(team, portion + 1); i++) {
             const float *deltas = row_of(team, team->errors, i);
             for (int j = task->fronts - 1; j >= 0; j--) {
                 const struct convolution *l = &task->convolutions[j];
@@ -408,7 +434,7 @@ static void convolve_back(struct worker *me) {
                 }
                 gradients(me, l, map_of(team, j, i), errors, sums, i == first);
                 if (j) {
-                    const float *given = l->brief ? me->narrow_errors : errors;
+                    const float *given = l->brief ? me->brief_errors : errors;
                     through(me, l, given, team->turned_kernels[j], me->below);
                 }
                 deltas = me->below;

@@ -1,3 +1,5 @@
+#pragma once
+
 /* Dense layers. The threads share out a layer's columns in the forward product, the inputs' columns in
    the backward one, the weights in the update. A weight stays with one thread, and so in its core's
    cache, and a gradient never leaves its core: it becomes an update while the next ones are summed up.
@@ -6,10 +8,10 @@
    more, under an input that is always 1. Rows and columns are padded with zeros, whose gradient is
    zero, so no loop has a remainder. */
 
+#include "common.h"
+
 static int rows_of(const struct layer *l) { return up(l->inputs + 1, ROWS); }
 static int panels_of(const struct layer *l) { return up(l->units, PANEL) / PANEL; }
-/* Floats from one image's activations to the next one's; there is room for the 1 after them. */
-static int stride_of(int units) { return up(units + 1, PANEL); }
 
 INLINE void clear(vec c[ROWS][2]) {
     for (int r = 0; r < ROWS; r++) c[r][0] = c[r][1] = (vec){0};
@@ -27,7 +29,7 @@ static void forward(
         vec c[ROWS][2];
         const float *weights = l->weights + (long)panel * rows * PANEL;
         clear(c);
-        multiply(c, ROWS, rows, inputs + (long)i * in, in, 1, weights, PANEL, 0, 0);
+        multiply(c, ROWS, rows, inputs + (long)i * in, in, 1, weights, PANEL, 0, 0, 0);
         for (int r = 0; r < ROWS; r++) {
             vec *to_row = (vec *)(outputs + (long)(i + r) * out + panel * PANEL);
             for (int h = 0; h < 2; h++) to_row[h] = last ? c[r][h] : unless_negative(c[r][h], c[r][h]);
@@ -60,7 +62,7 @@ static void backward(
         }
         vec c[ROWS][2];
         clear(c);
-        multiply(c, ROWS, units, deltas + (long)i * in, in, 1, turned, PANEL, 0, 0);
+        multiply(c, ROWS, units, deltas + (long)i * in, in, 1, turned, PANEL, 0, 0, 0);
         for (int r = 0; r < ROWS; r++) {
             long at = (long)(i + r) * out + panel * PANEL;
             for (int h = 0; h < 2; h++)
@@ -99,7 +101,7 @@ INLINE void learn_by(
             int more = (kind == ADAM ? count * (i + 1) / TILE : count) - images;
             multiply(
                 c, ROWS, more, inputs + row + (long)images * in, 1, in,
-                deltas + panel * PANEL + (long)images * out, out, 0, 2 * ROWS
+                deltas + panel * PANEL + (long)images * out, out, 0, 0, 2 * ROWS
             );
             images += more;
             if (item == from) continue;

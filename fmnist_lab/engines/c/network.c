@@ -22,6 +22,9 @@ static void gather(struct worker *me, int64_t step) {
             prefetch(task->images + order[task->size + i] * pixels, pixels);
 }
 
+/* Between two meets, what one thread writes no other reads. Kernels turned about before the dense
+   layers are used after them; and dense weights are updated when their backward products are done,
+   so the convolutions' errors need not wait for that. */
 static void take_steps(struct worker *me) {
     struct team *team = me->team;
     struct task *task = team->task;
@@ -50,7 +53,7 @@ static void take_steps(struct worker *me) {
                 task->loss += team->losses[i];
                 task->hits += team->right[i];
             }
-        for (int k = last; k > 0 || (k == 0 && task->fronts); k--) {
+        for (int k = last; k >= !task->fronts; k--) {
             backward(
                 me, &layers[k], team->deltas[k], team->turned[k],
                 k ? team->outputs[k - 1] : team->features, k ? team->deltas[k - 1] : team->errors
@@ -120,8 +123,10 @@ static void furnish_convolutions(
         uint8_t *chosen = take(arena, task->size * pooled_floats(l));
         row = larger(row, (size_t)l->pool * (l->width + SPAN) * PANEL);
         if (j) below = larger(below, (size_t)l->height * l->width * l->channels);
-        if (l->brief) errors = larger(errors, map_floats(l, stored(l->units)));
-        if (l->brief) inputs = larger(inputs, map_floats(l, l->channels));
+        if (l->brief) {
+            errors = larger(errors, map_floats(l, stored(l->units)));
+            inputs = larger(inputs, map_floats(l, l->channels));
+        }
         if (!arena->at) continue;
         team->maps[j] = maps, team->sums[j] = sums;
         team->turned_kernels[j] = turned, team->chosen[j] = chosen;
@@ -130,7 +135,7 @@ static void furnish_convolutions(
         struct worker *me = &workers[w];
         me->rows = take_floats(arena, row);
         me->below = take_floats(arena, below);
-        me->narrow_errors = take_floats(arena, errors);
+        me->brief_errors = take_floats(arena, errors / 2 + LINE);
         me->error_pairs = take_floats(arena, errors);
         me->input_pairs = take_floats(arena, inputs);
         me->errors = take(arena, fronts * sizeof(float *));
@@ -138,7 +143,7 @@ static void furnish_convolutions(
         for (int j = 0; j < fronts; j++) {
             const struct convolution *l = &task->convolutions[j];
             float *of_units = take_floats(arena, map_floats(l, stored(l->units)));
-            float *kernels = take_floats(arena, l->brief ? columns_of(l) * kernel_words(l) : 0);
+            float *kernels = take_floats(arena, l->brief ? panels_for(l->units) * kernel_words(l) : 0);
             if (arena->at) me->errors[j] = of_units, me->kernels[j] = kernels;
         }
     }
@@ -178,11 +183,11 @@ int fmnist_lab_train(struct task *task) {
     team.portions = task->size < PORTIONS ? task->size : PORTIONS;
     struct worker workers[MOST_THREADS] = {0};
     if (task->threads > MOST_THREADS) task->threads = MOST_THREADS;
+    if (task->fronts && task->threads > team.portions) task->threads = team.portions;
     struct arena arena = {0};
     furnish(&arena, &team, workers);
-    void *memory = malloc(arena.size + LINE);
+    void *memory = calloc(1, arena.size + LINE);
     if (!memory) return 1;
-    memset(memory, 0, arena.size + LINE);
     arena = (struct arena){.at = (char *)(((uintptr_t)memory + LINE - 1) / LINE * LINE)};
     furnish(&arena, &team, workers);
     int threads = 1;
@@ -209,5 +214,6 @@ int fmnist_lab_brief(void) {
 }
 
 /* How the weights are to be laid out. */
+int fmnist_lab_lanes(void) { return LANES; }
 int fmnist_lab_panel(void) { return PANEL; }
 int fmnist_lab_rows(void) { return ROWS; }
