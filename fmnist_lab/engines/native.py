@@ -32,7 +32,8 @@ import numpy as np
 import tensorflow as tf
 
 from fmnist_lab import backend
-from fmnist_lab.engines.recipe import Recipe, slices
+from fmnist_lab.engines.crew import Crew
+from fmnist_lab.engines.recipe import Recipe
 from fmnist_lab.errors import UserError
 
 SOURCES = Path(__file__).with_name("c")
@@ -98,6 +99,7 @@ class Program:
             self.layers.append(_Dense(layer, filters, stored, rows, columns))
             filters = stored = 1
         self.rule = _rule(optimizer)
+        self.crew = Crew(self._threads(recipe.batch_size))
 
     def hold(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the images as uint8 rows (n, pixels) and the labels as int32 (n,)."""
@@ -166,22 +168,32 @@ class Program:
             images=images.ctypes.data,
             labels=labels.ctypes.data,
         )
-        seen = 0
-        # All the full batches, then the smaller last.
-        for first, steps, images_a_step in ((0, whole, size), (whole, 1, len(order) % size)):
-            if not images_a_step:
-                continue
-            parts = order[first * size :], rates[first:], strides[first:]
+        task.order, task.rates, task.strides = (a.ctypes.data for a in (order, rates, strides))
+        task.size, task.stop = size, whole
+        while task.start < whole:
+            task.seconds, task.threads = self.crew.next()
+            steps = self._take_steps(task)
+            self.crew.took(steps, task.seconds)
+            task.start += steps
+            if report:
+                report(task.start * size)
+        if whole * size < len(order):
+            # The smaller last batch, as the first of what lies there.
+            parts = order[whole * size :], rates[whole:], strides[whole:]
             task.order, task.rates, task.strides = (part.ctypes.data for part in parts)
-            task.size, task.threads = images_a_step, self._threads(images_a_step)
-            for task.start, task.stop in slices(steps):
-                if self.library.fmnist_lab_train(ctypes.byref(task)):
-                    raise MemoryError(f"no memory for the activations of {images_a_step} images")
-                seen += (task.stop - task.start) * images_a_step
-                if report:
-                    report(seen)
+            task.start, task.stop, task.size, task.seconds = 0, 1, len(order) % size, 0.0
+            task.threads = min(self.crew.size, self._threads(task.size))
+            self._take_steps(task)
+            if report:
+                report(len(order))
         self.iteration += len(rates)
         return task.loss, task.hits
+
+    def _take_steps(self, task: _Task) -> int:
+        steps: int = self.library.fmnist_lab_train(ctypes.byref(task))
+        if steps < 0:
+            raise MemoryError(f"no memory for the activations of {task.size} images")
+        return steps
 
     def _places(
         self, model: keras.Model, optimizer: keras.Optimizer
@@ -326,7 +338,7 @@ class _Task(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("scale", "offset", "smoothing")),
         *((n, ctypes.c_void_p) for n in ("images", "labels", "order", "rates", "strides")),
         *((name, ctypes.c_int64) for name in ("start", "stop")),
-        *((name, ctypes.c_double) for name in ("loss", "hits")),
+        *((name, ctypes.c_double) for name in ("loss", "hits", "seconds")),
     ]
 
 

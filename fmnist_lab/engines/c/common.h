@@ -12,6 +12,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif
@@ -78,8 +79,9 @@ struct task {
     const int64_t *order;   /* (steps, size), which image comes when */
     const float *rates;     /* (steps,), the learning rate */
     const float *strides;   /* (steps,), the same with Adam's correction */
-    int64_t start, stop;    /* which steps to take */
+    int64_t start, stop;    /* which steps to take, at most */
     double loss, hits;      /* sums, added to */
+    double seconds;         /* after how long to take no more; then, how long it took */
 };
 
 struct team {
@@ -93,6 +95,9 @@ struct team {
     int portions;
     float **maps, *features, *errors, **sums, **turned_kernels;
     uint8_t **chosen;
+    double began;
+    int taken; /* steps */
+    int over;  /* written by the first thread between two meets, read by all after the second */
     _Atomic int gate, arrived, phase;
 };
 

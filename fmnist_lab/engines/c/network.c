@@ -22,6 +22,12 @@ static void gather(struct worker *me, int64_t step) {
             prefetch(task->images + order[task->size + i] * pixels, pixels);
 }
 
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec + 1e-9 * time.tv_nsec;
+}
+
 /* Between two meets, what one thread writes no other reads. Kernels turned about before the dense
    layers are used after them; and dense weights are updated when their backward products are done,
    so the convolutions' errors need not wait for that. */
@@ -30,7 +36,8 @@ static void take_steps(struct worker *me) {
     struct task *task = team->task;
     struct layer *layers = task->layers;
     int last = task->depth - 1;
-    for (int64_t step = task->start; step < task->stop; step++) {
+    int64_t step = task->start;
+    while (step < task->stop && !team->over) {
         for (int i = 0; i < task->size; i++)
             me->labels[i] = task->labels[task->order[step * task->size + i]];
         const float *entering = me->inputs;
@@ -70,8 +77,11 @@ static void take_steps(struct worker *me) {
             meet(team);
             learn_kernels(me, stride, decay);
         }
+        step++;
+        if (me->index == 0 && now() - team->began > task->seconds) team->over = 1;
         meet(team);
     }
+    if (me->index == 0) team->taken = (int)(step - task->start);
 }
 
 static void *work(void *argument) {
@@ -177,7 +187,8 @@ static void furnish(struct arena *arena, struct team *team, struct worker *worke
             (task->fronts ? team->features : workers[w].inputs)[(long)i * stride + entering] = 1;
 }
 
-/* Take the steps from start to stop. Returns 0, or 1 if there is not enough memory. */
+/* Take the steps from start to stop, or one and then as many as there is time for. Returns how many
+   they were, or -1 if there is not enough memory. */
 int fmnist_lab_train(struct task *task) {
     struct team team = {.task = task, .rows = up(task->size, ROWS)};
     team.portions = task->size < PORTIONS ? task->size : PORTIONS;
@@ -187,7 +198,7 @@ int fmnist_lab_train(struct task *task) {
     struct arena arena = {0};
     furnish(&arena, &team, workers);
     void *memory = calloc(1, arena.size + LINE);
-    if (!memory) return 1;
+    if (!memory) return -1;
     arena = (struct arena){.at = (char *)(((uintptr_t)memory + LINE - 1) / LINE * LINE)};
     furnish(&arena, &team, workers);
     int threads = 1;
@@ -197,11 +208,13 @@ int fmnist_lab_train(struct task *task) {
            !pthread_create(&workers[threads].thread, 0, work, &workers[threads]))
         threads++;
     team.threads = threads;
+    team.began = now();
     atomic_store_explicit(&team.gate, 1, memory_order_release);
     work(&workers[0]);
     for (int w = 1; w < threads; w++) pthread_join(workers[w].thread, 0);
+    task->seconds = now() - team.began;
     free(memory);
-    return 0;
+    return team.taken;
 }
 
 /* Whether the processor multiplies bfloat16 faster than float32. */
