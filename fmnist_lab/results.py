@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from fmnist_lab import data, evaluation, tracking
 
 if TYPE_CHECKING:
     import keras
+    from matplotlib.figure import Figure
+
+    Figures: TypeAlias = Iterator[tuple[str, Figure]]
 
 
 def predict(model: keras.Model, dataset: data.Dataset) -> dict[str, np.ndarray]:
@@ -46,40 +49,26 @@ def metrics(probabilities: Mapping[str, np.ndarray], dataset: data.Dataset) -> d
 
 def keep_results(run: tracking.Run, probabilities: np.ndarray, dataset: data.Dataset) -> None:
     """Keep what a finished model says of the test set: predictions, figures of merit, pictures."""
-    from fmnist_lab import plots
-
     images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
     matrix = evaluation.confusion_matrix(probabilities, labels, len(names))
     calibration = evaluation.calibration(probabilities, labels)
-    worst = evaluation.confident_mistakes(probabilities, labels, 15)
-    for index in (0, 12):
-        if index < len(labels):
-            run.figure(
-                f"prediction_{index}.png",
-                plots.single_prediction,
-                images[index],
-                probabilities[index],
-                labels[index],
-                names,
-            )
-    run.figure(
-        "predictions.png",
-        plots.prediction_grid,
-        images[:15],
-        probabilities[:15],
-        labels[:15],
-        names,
-    )
-    run.figure("confusion_matrix.png", plots.confusion_matrix, matrix, names)
-    run.figure("calibration.png", plots.reliability_diagram, calibration)
-    run.figure(
-        "confident_mistakes.png",
-        plots.confident_mistakes,
-        images[worst],
-        probabilities[worst],
-        labels[worst],
-        names,
-    )
+
+    def draw() -> Figures:
+        from fmnist_lab import plots
+
+        def predicted(some: Any) -> tuple[Any, Any, Any, Sequence[str]]:
+            return images[some], probabilities[some], labels[some], names
+
+        for index in (0, 12):
+            if index < len(labels):
+                yield f"prediction_{index}.png", plots.single_prediction(*predicted(index))
+        yield "predictions.png", plots.prediction_grid(*predicted(slice(15)))
+        yield "confusion_matrix.png", plots.confusion_matrix(matrix, names)
+        yield "calibration.png", plots.reliability_diagram(calibration)
+        worst = evaluation.confident_mistakes(probabilities, labels, 15)
+        yield "confident_mistakes.png", plots.confident_mistakes(*predicted(worst))
+
+    run.figures(draw)
     run.arrays("predictions.npz", probabilities=probabilities, labels=labels)
     run.json(
         {
@@ -96,18 +85,26 @@ def keep_results(run: tracking.Run, probabilities: np.ndarray, dataset: data.Dat
 
 def draw_data(run: tracking.Run, dataset: data.Dataset) -> None:
     """Draw what the data look like."""
-    from fmnist_lab import plots
-
     images, labels, names = dataset.train_images, dataset.train_labels, dataset.class_names
-    run.figure("first_image.png", plots.first_image, images[0], names[labels[0]])
-    run.figure("training_images.png", plots.image_grid, images[:25], labels[:25], names)
+
+    def draw() -> Figures:
+        from fmnist_lab import plots
+
+        yield "first_image.png", plots.first_image(images[0], names[labels[0]])
+        yield "training_images.png", plots.image_grid(images[:25], labels[:25], names)
+
+    run.figures(draw)
 
 
 def draw_curves(run: tracking.Run, history: Sequence[Mapping[str, float]]) -> None:
     """Draw how the metrics of each epoch, from the first, have come along."""
-    from fmnist_lab import plots
-
     # Not every epoch need have been evaluated; the last one has.
     curves = {name: [epoch.get(name, math.nan) for epoch in history] for name in history[-1]}
     curves["epoch"] = list(range(1, len(history) + 1))
-    run.figure("learning_curves.png", plots.learning_curves, curves)
+
+    def draw() -> Figures:
+        from fmnist_lab import plots
+
+        yield "learning_curves.png", plots.learning_curves(curves)
+
+    run.figures(draw)

@@ -10,7 +10,8 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,7 +146,7 @@ class Delivery:
         )
         scores = event.get("metrics") or {"step": 0, "time": 0, "values": {}}
         try:
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder, _requirements_taken_as_given():
                 files = str(Path(folder, "model"))
                 mlflow.keras.save_model(
                     model,
@@ -184,6 +185,27 @@ class Delivery:
             if location.scheme == "file":
                 shutil.rmtree(Path(unquote(location.path)).parent, ignore_errors=True)
         return False
+
+
+@contextmanager
+def _requirements_taken_as_given() -> Iterator[None]:
+    """Keep MLflow from comparing a model's requirements with what is installed.
+
+    They are what is installed, and it lists all packages there are for it, which takes 0.6 s. If it
+    names this differently one day, only that time is lost.
+    """
+    try:
+        from mlflow.utils import environment
+
+        check = environment.warn_dependency_requirement_mismatches
+    except (ImportError, AttributeError):
+        yield
+        return
+    environment.warn_dependency_requirement_mismatches = lambda _: None
+    try:
+        yield
+    finally:
+        environment.warn_dependency_requirement_mismatches = check
 
 
 def _metrics(event: Mapping[str, Any], model_id: str | None = None) -> list[Any]:

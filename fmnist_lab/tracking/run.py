@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -76,7 +76,6 @@ class Run:
             self._tasks.append(
                 self._writer.submit(self._open, store, experiment, dict(tags), run_id)
             )
-            self.write(_prepare_for_models)
 
     def _open(self, store: Store, experiment: str, tags: dict[str, str], run_id: str) -> None:
         assert self.scratch is not None
@@ -171,12 +170,20 @@ class Run:
         """Keep nested values as a JSON file, arrays as lists and nan as null."""
         self.text(json.dumps(_plain(value), indent=1), file)
 
-    def figure(self, file: str, draw: Callable[..., Figure], *arguments: Any) -> None:
-        """Draw a figure on the writing thread and keep it at the artifact root.
+    def figures(self, draw: Callable[[], Iterable[tuple[str, Figure]]]) -> None:
+        """Draw figures on the writing thread, and keep each at the artifact root.
 
         MLflow's compare page shows pictures only from there.
+
+        Args:
+            draw: Returns the files' names and the figures, perhaps one after the other.
         """
-        self._file(file, lambda path: draw(*arguments).savefig(path))
+
+        def task() -> None:
+            for file, figure in draw():
+                self._keep(file, figure.savefig)
+
+        self.write(task)
 
     def arrays(self, file: str, **arrays: np.ndarray) -> None:
         """Keep arrays with the run, as a compressed .npz."""
@@ -271,15 +278,14 @@ class Run:
 
     def _file(self, file: str, make: Callable[[Path], object], *, essential: bool = False) -> None:
         """Have a file made and sent."""
+        self.write(lambda: self._keep(file, make), essential=essential)
 
-        def task() -> None:
-            assert self.scratch is not None
-            make(self.scratch.files / file)
-            event = {"kind": "file", "name": file}
-            self.scratch.append(event)
-            self._send(event)
-
-        self.write(task, essential=essential)
+    def _keep(self, file: str, make: Callable[[Path], object]) -> None:
+        assert self.scratch is not None
+        make(self.scratch.files / file)
+        event = {"kind": "file", "name": file}
+        self.scratch.append(event)
+        self._send(event)
 
     def _send(self, event: Event, model: keras.Model | None = None) -> None:
         self._backlog.append((event, model))
@@ -396,18 +402,6 @@ def _undisturbed() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-
-
-def _prepare_for_models() -> None:
-    """Have MLflow list the installed packages while the model is training.
-
-    It does so once a process, in 0.4 s, when the first model is logged. If it names this
-    differently one day, only that time is lost.
-    """
-    with suppress(ImportError, AttributeError):
-        from mlflow.utils import requirements_utils
-
-        requirements_utils._init_modules_to_packages_map()
 
 
 @functools.cache
