@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,9 +15,6 @@ from fmnist_lab import data, evaluation, tracking
 
 if TYPE_CHECKING:
     import keras
-    from matplotlib.figure import Figure
-
-    Figures: TypeAlias = Iterator[tuple[str, Figure]]
 
 
 def predict(model: keras.Model, dataset: data.Dataset) -> dict[str, np.ndarray]:
@@ -52,23 +51,19 @@ def keep_results(run: tracking.Run, probabilities: np.ndarray, dataset: data.Dat
     images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
     matrix = evaluation.confusion_matrix(probabilities, labels, len(names))
     calibration = evaluation.calibration(probabilities, labels)
+    worst = evaluation.confident_mistakes(probabilities, labels, 15)
 
-    def draw() -> Figures:
-        from fmnist_lab import plots
+    def predicted(some: Any) -> tuple[Any, Any, Any, Sequence[str]]:
+        return images[some], probabilities[some], labels[some], names
 
-        def predicted(some: Any) -> tuple[Any, Any, Any, Sequence[str]]:
-            return images[some], probabilities[some], labels[some], names
-
-        for index in (0, 12):
-            if index < len(labels):
-                yield f"prediction_{index}.png", plots.single_prediction(*predicted(index))
-        yield "predictions.png", plots.prediction_grid(*predicted(slice(15)))
-        yield "confusion_matrix.png", plots.confusion_matrix(matrix, names)
-        yield "calibration.png", plots.reliability_diagram(calibration)
-        worst = evaluation.confident_mistakes(probabilities, labels, 15)
-        yield "confident_mistakes.png", plots.confident_mistakes(*predicted(worst))
-
-    run.figures(draw)
+    for index in (0, 12):
+        if index < len(labels):
+            draw = partial(lambda one: _plots().single_prediction(*one), predicted(index))
+            run.figure(f"prediction_{index}.png", draw)
+    run.figure("predictions.png", lambda: _plots().prediction_grid(*predicted(slice(15))))
+    run.figure("confusion_matrix.png", lambda: _plots().confusion_matrix(matrix, names))
+    run.figure("calibration.png", lambda: _plots().reliability_diagram(calibration))
+    run.figure("confident_mistakes.png", lambda: _plots().confident_mistakes(*predicted(worst)))
     run.arrays("predictions.npz", probabilities=probabilities, labels=labels)
     run.json(
         {
@@ -86,14 +81,8 @@ def keep_results(run: tracking.Run, probabilities: np.ndarray, dataset: data.Dat
 def draw_data(run: tracking.Run, dataset: data.Dataset) -> None:
     """Draw what the data look like."""
     images, labels, names = dataset.train_images, dataset.train_labels, dataset.class_names
-
-    def draw() -> Figures:
-        from fmnist_lab import plots
-
-        yield "first_image.png", plots.first_image(images[0], names[labels[0]])
-        yield "training_images.png", plots.image_grid(images[:25], labels[:25], names)
-
-    run.figures(draw)
+    run.figure("first_image.png", lambda: _plots().first_image(images[0], names[labels[0]]))
+    run.figure("training_images.png", lambda: _plots().image_grid(images[:25], labels[:25], names))
 
 
 def draw_curves(run: tracking.Run, history: Sequence[Mapping[str, float]]) -> None:
@@ -101,10 +90,11 @@ def draw_curves(run: tracking.Run, history: Sequence[Mapping[str, float]]) -> No
     # Not every epoch need have been evaluated; the last one has.
     curves = {name: [epoch.get(name, math.nan) for epoch in history] for name in history[-1]}
     curves["epoch"] = list(range(1, len(history) + 1))
+    run.figure("learning_curves.png", lambda: _plots().learning_curves(curves))
 
-    def draw() -> Figures:
-        from fmnist_lab import plots
 
-        yield "learning_curves.png", plots.learning_curves(curves)
+def _plots() -> ModuleType:
+    """Return our plots, imported where they are drawn: on a run's writing thread, or not at all."""
+    from fmnist_lab import plots
 
-    run.figures(draw)
+    return plots

@@ -166,6 +166,42 @@ def test_of_a_model_that_was_delivered_halfway_one_is_left(
     assert [each.name for each in folder.iterdir()] == [found[0].model_id]
 
 
+def test_requirements_are_listed_and_not_looked_for_among_all_packages(
+    store, client, new_run, backend, tmp_path, monkeypatch
+):
+    """MLflow's own check of them comes back, even if the model cannot be saved."""
+    import keras
+    import mlflow.keras
+    import mlflow.pyfunc
+    from mlflow.utils import environment
+
+    def check(*_: object, **__: object) -> None:
+        raise AssertionError("all packages would be listed")
+
+    def deliver() -> str:
+        run_id = new_run()
+        event = {"kind": "model", "file": "model.keras", "class_names": ["a", "b"]}
+        Delivery(store, run_id, tmp_path, again=False).deliver(event, model)
+        return run_id
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    monkeypatch.setattr(environment, "warn_dependency_requirement_mismatches", check)
+    found = mlflow.pyfunc.get_model_dependencies(f"runs:/{deliver()}/model")
+    listed = Path(found).read_text().split()
+    assert [line.partition("==")[0] for line in listed] == [
+        "mlflow",
+        "tensorflow",
+        "keras",
+        "numpy",
+    ]
+    assert environment.warn_dependency_requirement_mismatches is check
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.keras, "save_model", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            deliver()
+    assert environment.warn_dependency_requirement_mismatches is check
+
+
 # A store that goes away
 
 

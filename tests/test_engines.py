@@ -1,5 +1,6 @@
 """Which engine a training gets, and what the native one promises beyond the others."""
 
+import itertools
 import platform
 import shutil
 import stat
@@ -460,6 +461,46 @@ def test_a_hidden_layer_in_bfloat16_is_left_to_the_graph(brief):
         choice(model, engine="native")
 
 
+class Always:
+    """A team that never tries another number of threads."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def next(self) -> tuple[float, int]:
+        """Return a time that no test takes."""
+        return 60.0, self.size
+
+    def took(self, steps: int, seconds: float) -> None:
+        """Learn nothing."""
+
+
+class Restless(Always):
+    """A team that tries another number with every step, more than there are cores."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.turns = itertools.cycle((1, 3, 2, 5, 4))
+
+    def next(self) -> tuple[float, int]:
+        """Return no time, which is enough for a step."""
+        return 0.0, next(self.turns)
+
+
+@pytest.mark.parametrize("batch_size", [1, 32, COUNT + 1])
+@pytest.mark.parametrize("model", [mlp, lambda: mlp(130, 70), lambda: cnn(3, 40, dense_units=9)])
+def test_another_number_of_threads_with_each_step_changes_no_bit(
+    images, labels, model, batch_size, monkeypatch
+):
+    from fmnist_lab.engines import native
+
+    results = []
+    for team in (Always(1), Restless(4)):
+        monkeypatch.setattr(native, "Team", lambda _, team=team: team)
+        results.append(trained(model(), images, labels, batch_size=batch_size, engine="native"))
+    assert results[0] == results[1]
+
+
 @pytest.mark.parametrize("hidden_units", [(), (16,), (130, 70)])
 def test_any_number_of_threads_gives_the_same_bits(images, labels, hidden_units, monkeypatch):
     """More threads than cores, too, and more than there is work for."""
@@ -467,6 +508,7 @@ def test_any_number_of_threads_gives_the_same_bits(images, labels, hidden_units,
 
     results = []
     for threads in (1, 2, 3, 7):
+        monkeypatch.setattr(native, "Team", lambda _, n=threads: Always(n))
         monkeypatch.setattr(native.Program, "_threads", lambda self, size, n=threads: n)
         results.append(trained(mlp(*hidden_units), images, labels, engine="native"))
     assert all(result == results[0] for result in results)
@@ -482,6 +524,7 @@ def test_any_number_of_threads_gives_the_same_bits_for_convolutions(
 
     results = []
     for threads in (1, 2, 3, 20):
+        monkeypatch.setattr(native, "Team", lambda _, n=threads: Always(n))
         monkeypatch.setattr(native.Program, "_threads", lambda self, size, n=threads: n)
         if policy == "float32":
             model = cnn(3, 40, dense_units=9)
@@ -506,6 +549,8 @@ def test_small_networks_get_few_threads_and_none_gets_more_than_were_granted(ima
     assert threads(mlp(1024), 2) == 2
     assert 2 < threads(mlp(1024), 64) < 64
     assert threads(cnn(2), 64) == 1
+    # There are no more portions of a batch to be shared out.
+    assert threads(cnn(32, 64), 64) == 16
     assert threads(cnn(32, 64), 2) == 2
 
 

@@ -69,3 +69,21 @@ def test_a_disk_that_is_full_is_told(doors, tmp_path):
     )
     assert done.returncode != 0
     assert "No space left on device" in done.stderr
+
+
+FREEZES = """if True:
+    import gc
+    from fmnist_lab import backend
+
+    backend.start(lean={lean})
+    first = gc.get_freeze_count()
+    later = [[number] for number in range(1000)]
+    backend.start(lean=True)
+    print(first > 100_000, gc.get_freeze_count() - first < 1000)"""
+
+
+@pytest.mark.parametrize("lean", [True, False])
+def test_only_what_a_program_of_ours_imported_is_exempt_from_collection(doors, tmp_path, lean):
+    """And not what a person's notebook had, or what a job before had left."""
+    done = doors.python(tmp_path, FREEZES.format(lean=lean))
+    assert done.out.split() == [str(lean), "True"], done.err

@@ -369,13 +369,13 @@ def test_a_deleted_experiment_is_refused_and_no_run_appears_elsewhere(store, exp
 
 
 def test_without_a_store_everything_is_forgotten(here):
-    def never() -> list[tuple[str, Figure]]:
+    def never() -> Figure:
         raise AssertionError("drawn for nobody")
 
     with tracking.start(None, None, "x", {}) as run:
         run.params({"seed": 0})
         run.metrics({"loss": 1.0}, 1)
-        run.figures(never)
+        run.figure("x.png", never)
         run.wait_until_open()
     assert run.id == ""
     assert list(here.iterdir()) == []
@@ -419,11 +419,10 @@ def test_files_come_back_as_they_were(kept):
         run.text("seed: 0\n", "config.yaml")
         run.arrays("predictions.npz", probabilities=rows, labels=labels)
         run.json({"a": np.array([[1, 2]]), "b": [float("nan"), float("inf"), (1.5,)]}, "e.json")
-        run.figures(lambda: [("empty.png", Figure((3, 1))), ("other.png", Figure((1, 1)))])
+        run.figure("empty.png", lambda: Figure((3, 1)))
 
     folder, files = kept(task)
-    names = ["config.yaml", "e.json", "empty.png", "other.png", "predictions.npz"]
-    assert sorted(files) == names
+    assert sorted(files) == ["config.yaml", "e.json", "empty.png", "predictions.npz"]
     assert Path(folder, "config.yaml").read_text() == "seed: 0\n"
     with np.load(Path(folder, "predictions.npz")) as back:
         assert back["probabilities"].tobytes() == rows.tobytes()

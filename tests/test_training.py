@@ -264,12 +264,9 @@ def test_every_image_counts_once(images, labels, batch_size, engine):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_slices_change_no_bit(images, labels, engine, monkeypatch):
-    """However an epoch is cut, for the display or to try other numbers of threads.
-
-    With dropout, which draws as it goes, where there is any.
-    """
+    """However an epoch is cut for the display, and with dropout, which draws as it goes."""
     from fmnist_lab import engines, training
-    from fmnist_lab.engines import crew
+    from fmnist_lab.engines import native
     from fmnist_lab.engines import recipe as recipes
 
     seen = {}
@@ -278,8 +275,12 @@ def test_slices_change_no_bit(images, labels, engine, monkeypatch):
     def train(model, first: int, seconds: float) -> list:
         monkeypatch.setattr(recipes, "FIRST_SLICE", first)
         monkeypatch.setattr(recipes, "SLICE_SECONDS", seconds)
-        monkeypatch.setattr(crew, "SLICE_SECONDS", seconds)
-        monkeypatch.setattr(crew, "TRIAL_SECONDS", seconds)
+
+        class Cut(native.Team):
+            def next(self) -> tuple[float, int]:
+                return seconds, self.size
+
+        monkeypatch.setattr(native, "Team", Cut)
         seen[first] = []
         epochs = training.train(
             *(model, images, labels, build(OPTIMIZERS["adam"])),

@@ -45,23 +45,32 @@ def memory(
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             for number in range(jobs):
                 width = 32 + 8 * number
-                first, second = _job(width, 0, engine), _job(width, 1, engine)
+                new, known = _job(width, 0, engine), _job(width, 1, engine)
                 megabytes = _resident()
                 rows.append(
-                    {"width": width, "first": first, "second": second, "megabytes": megabytes}
+                    {
+                        "width": width,
+                        "seconds_before_new": new,
+                        "seconds_before_known": known,
+                        "megabytes": megabytes,
+                    }
                 )
                 console.print(
-                    f"width {width}: first epoch after {first:.2f} s, with another seed after "
-                    f"{second:.2f} s; then {megabytes:.0f} MB",
+                    f"width {width}: first epoch after {new:.2f} s, with another seed after "
+                    f"{known:.2f} s; then {megabytes:.0f} MB",
                     style="dim",
                 )
         grown = rows[-1]["megabytes"] - rows[4]["megabytes"]
-        new, known = (statistics.median(r[job] for r in rows[1:]) for job in ("first", "second"))
+        new, known = (
+            statistics.median(row[f"seconds_before_{job}"] for row in rows[1:])
+            for job in ("new", "known")
+        )
         console.print(
             f"From the 5th width to the {jobs}th, memory grew by {grown:.0f} MB.\n"
-            f"The first epoch began {rows[0]['first']:.2f} s after the very first job did, which "
-            f"imports,\n{new:.2f} s after the first job of a width, and {known:.2f} s after the "
-            "second (medians)."
+            f"A job's first epoch began {rows[0]['seconds_before_new']:.2f} s after the job in the "
+            f"very first, which imports TensorFlow,\n{new:.2f} s after it where the width was new, "
+            f"and {known:.2f} s after it where it was known (medians).",
+            soft_wrap=True,
         )
         if output:
             write_csv(output / "memory.csv", rows)
@@ -79,7 +88,7 @@ def _job(width: int, seed: int, engine: str) -> float:
     began = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         run.main()
-    # It imports Keras, which the first job has started by now as it wants it.
+    # It imports Keras, which has to be the job's own doing.
     from fmnist_lab.benchmark.beginning import Beginning
 
     return Beginning.moments[-1] - began

@@ -32,8 +32,8 @@ import numpy as np
 import tensorflow as tf
 
 from fmnist_lab import backend
-from fmnist_lab.engines.crew import Crew
 from fmnist_lab.engines.recipe import Recipe
+from fmnist_lab.engines.team import Team
 from fmnist_lab.errors import UserError
 
 SOURCES = Path(__file__).with_name("c")
@@ -99,7 +99,7 @@ class Program:
             self.layers.append(_Dense(layer, filters, stored, rows, columns))
             filters = stored = 1
         self.rule = _rule(optimizer)
-        self.crew = Crew(self._threads(recipe.batch_size))
+        self.team = Team(self._threads(recipe.batch_size))
 
     def hold(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the images as uint8 rows (n, pixels) and the labels as int32 (n,)."""
@@ -171,9 +171,9 @@ class Program:
         task.order, task.rates, task.strides = (a.ctypes.data for a in (order, rates, strides))
         task.size, task.stop = size, whole
         while task.start < whole:
-            task.seconds, task.threads = self.crew.next()
+            task.seconds, task.threads = self.team.next()
             steps = self._take_steps(task)
-            self.crew.took(steps, task.seconds)
+            self.team.took(steps, task.seconds)
             task.start += steps
             if report:
                 report(task.start * size)
@@ -182,7 +182,7 @@ class Program:
             parts = order[whole * size :], rates[whole:], strides[whole:]
             task.order, task.rates, task.strides = (part.ctypes.data for part in parts)
             task.start, task.stop, task.size, task.seconds = 0, 1, len(order) % size, 0.0
-            task.threads = min(self.crew.size, self._threads(task.size))
+            task.threads = min(self.team.size, self._threads(task.size))
             self._take_steps(task)
             if report:
                 report(len(order))
@@ -212,9 +212,11 @@ class Program:
                 yield getattr(layer, name), kernel, bias
 
     def _threads(self, images: int) -> int:
+        """Return how many threads a step of so many images may have work for."""
         each = sum(layer.operations for layer in (*self.convolutions, *self.layers))
         granted = tf.config.threading.get_intra_op_parallelism_threads() or backend.usable_cores()
-        return max(1, min(granted, images * each // OPERATIONS_A_THREAD))
+        most = self.library.fmnist_lab_most_threads(images, len(self.convolutions))
+        return max(1, min(granted, most, images * each // OPERATIONS_A_THREAD))
 
 
 class _Memories:

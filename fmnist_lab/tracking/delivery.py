@@ -192,7 +192,8 @@ def _requirements_taken_as_given() -> Iterator[None]:
     """Keep MLflow from comparing a model's requirements with what is installed.
 
     They are what is installed, and it lists all packages there are for it, which takes 0.6 s. If it
-    names this differently one day, only that time is lost.
+    names this differently one day, only that time is lost. For one thread at a time, as the writing
+    thread is.
     """
     try:
         from mlflow.utils import environment
@@ -201,7 +202,7 @@ def _requirements_taken_as_given() -> Iterator[None]:
     except (ImportError, AttributeError):
         yield
         return
-    environment.warn_dependency_requirement_mismatches = lambda _: None
+    environment.warn_dependency_requirement_mismatches = lambda *_, **__: None
     try:
         yield
     finally:

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -170,20 +170,12 @@ class Run:
         """Keep nested values as a JSON file, arrays as lists and nan as null."""
         self.text(json.dumps(_plain(value), indent=1), file)
 
-    def figures(self, draw: Callable[[], Iterable[tuple[str, Figure]]]) -> None:
-        """Draw figures on the writing thread, and keep each at the artifact root.
+    def figure(self, file: str, draw: Callable[[], Figure]) -> None:
+        """Draw a figure on the writing thread and keep it at the artifact root.
 
         MLflow's compare page shows pictures only from there.
-
-        Args:
-            draw: Returns the files' names and the figures, perhaps one after the other.
         """
-
-        def task() -> None:
-            for file, figure in draw():
-                self._keep(file, figure.savefig)
-
-        self.write(task)
+        self._file(file, lambda path: draw().savefig(path))
 
     def arrays(self, file: str, **arrays: np.ndarray) -> None:
         """Keep arrays with the run, as a compressed .npz."""
@@ -278,14 +270,15 @@ class Run:
 
     def _file(self, file: str, make: Callable[[Path], object], *, essential: bool = False) -> None:
         """Have a file made and sent."""
-        self.write(lambda: self._keep(file, make), essential=essential)
 
-    def _keep(self, file: str, make: Callable[[Path], object]) -> None:
-        assert self.scratch is not None
-        make(self.scratch.files / file)
-        event = {"kind": "file", "name": file}
-        self.scratch.append(event)
-        self._send(event)
+        def task() -> None:
+            assert self.scratch is not None
+            make(self.scratch.files / file)
+            event = {"kind": "file", "name": file}
+            self.scratch.append(event)
+            self._send(event)
+
+        self.write(task, essential=essential)
 
     def _send(self, event: Event, model: keras.Model | None = None) -> None:
         self._backlog.append((event, model))

@@ -187,14 +187,21 @@ static void furnish(struct arena *arena, struct team *team, struct worker *worke
             (task->fronts ? team->features : workers[w].inputs)[(long)i * stride + entering] = 1;
 }
 
-/* Take the steps from start to stop, or one and then as many as there is time for. Returns how many
-   they were, or -1 if there is not enough memory. */
+static int portions_of(int images) { return images < PORTIONS ? images : PORTIONS; }
+
+/* How many threads a step may have. */
+int fmnist_lab_most_threads(int images, int convolutions) {
+    return convolutions ? portions_of(images) : MOST_THREADS;
+}
+
+/* Take steps from start to stop, at least one, and none that would begin after so many seconds.
+   Returns how many they were, or -1 if there is not enough memory. */
 int fmnist_lab_train(struct task *task) {
     struct team team = {.task = task, .rows = up(task->size, ROWS)};
-    team.portions = task->size < PORTIONS ? task->size : PORTIONS;
+    team.portions = portions_of(task->size);
     struct worker workers[MOST_THREADS] = {0};
-    if (task->threads > MOST_THREADS) task->threads = MOST_THREADS;
-    if (task->fronts && task->threads > team.portions) task->threads = team.portions;
+    int most = fmnist_lab_most_threads(task->size, task->fronts);
+    if (task->threads > most) task->threads = most;
     struct arena arena = {0};
     furnish(&arena, &team, workers);
     void *memory = calloc(1, arena.size + LINE);
