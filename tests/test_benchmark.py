@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from fmnist_lab.benchmark import contenders
-from fmnist_lab.benchmark.epochs import Case, _bound, _rows
+from fmnist_lab.benchmark.epochs import Case, _bound, _kept_busy, _rows
 from fmnist_lab.benchmark.sweep import _estimate
 
 
@@ -31,6 +31,15 @@ def test_every_round_of_every_contender_is_kept():
         ("b", 1, 0.3),
         ("b", 2, 0.4),
     ]
+
+
+def test_processes_are_busy_meanwhile_and_not_after():
+    with _kept_busy(2) as processes:
+        orphan, other = processes
+        orphan.stdin.close()
+        assert orphan.wait(60) == 0, "it does not outlive the one who started it"
+        assert other.poll() is None
+    assert other.poll() is not None
 
 
 def test_operations_are_those_of_the_networks_products():

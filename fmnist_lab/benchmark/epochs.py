@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,16 +25,18 @@ from fmnist_lab.errors import UserError, reported
 
 @dataclass(frozen=True)
 class Case:
-    """One network at one batch size and precision."""
+    """One network at one batch size and precision, and how many other processes are busy."""
 
     network: str
     batch_size: int
     precision: str = "float32"
+    busy: int = 0
 
     @property
     def title(self) -> str:
         """Return its name as a person would say it."""
-        return f"{self.network}, batch {self.batch_size}, {self.precision}"
+        beside = f", {self.busy} busy beside" if self.busy else ""
+        return f"{self.network}, batch {self.batch_size}, {self.precision}{beside}"
 
 
 CASES = (
@@ -43,10 +47,19 @@ CASES = (
 )
 
 
+BUSY = """
+import os, sys, threading
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+while True:
+    pass
+"""
+
+
 def epochs(
     *,
     network: Literal["mlp", "cnn", "all"] = "all",
     rounds: int = 5,
+    busy: int = 0,
     output: Path | None = None,
 ) -> None:
     """Time epochs of 60,000 images: our engine, fit, and where installed PyTorch and JAX.
@@ -57,17 +70,21 @@ def epochs(
     Args:
         network: The tutorial's network, a small convolutional one, or both.
         rounds: How many epochs of each contender count.
+        busy: How many other processes keep a core busy meanwhile.
         output: Folder for epochs.csv and epochs.png.
     """
     with reported():
         if rounds < 1:
             raise UserError(f"--rounds: received {rounds}, expected a whole number, 1 or more")
+        if busy < 0:
+            raise UserError(f"--busy: received {busy}, expected a whole number, 0 or more")
         console = Console(highlight=False)
         rows: list[dict[str, Any]] = []
         results: dict[str, dict[str, list[float]]] = {}
-        for case in CASES:
+        for case in (replace(case, busy=busy) for case in CASES):
             if network in (case.network, "all"):
-                timed = _race(case, rounds, console)
+                with _kept_busy(busy):
+                    timed = _race(case, rounds, console)
                 rows += _rows(case, timed)
                 results[case.title] = timed
                 console.print(_table(case, timed))
@@ -127,6 +144,18 @@ def _race(case: Case, rounds: int, console: Console) -> dict[str, list[float]]:
             process.kill()
             process.wait()
     return timed
+
+
+@contextmanager
+def _kept_busy(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Have so many processes work all the time; they end with this one in any case."""
+    with ExitStack() as running:
+        processes = []
+        for _ in range(count):
+            process = subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE)
+            processes.append(running.enter_context(process))
+            running.callback(process.kill)
+        yield processes
 
 
 def _start_contender(name: str, case: Case) -> subprocess.Popen[str]:
