@@ -432,6 +432,52 @@ def test_files_come_back_as_they_were(kept):
     assert Path(folder, "empty.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_figure_that_cannot_be_drawn_takes_no_other_along(store, experiment, client, the_run):
+    def broken() -> Figure:
+        raise ValueError("no such class")
+
+    def task(run) -> None:
+        run.figure("first.png", lambda: Figure((1, 1)))
+        run.figure("broken.png", broken)
+        run.figure("last.png", lambda: Figure((1, 1)))
+
+    with pytest.raises(UserError, match="one could not be made: no such class"):
+        written(store, experiment, task)
+    found = the_run().info
+    assert found.status == "FAILED"
+    assert [item.path for item in client.list_artifacts(found.run_id)] == ["first.png", "last.png"]
+
+
+def test_a_killed_run_waits_for_the_figure_that_is_being_drawn_and_no_other(
+    store, experiment, client, the_run, monkeypatch
+):
+    drawing, killed = threading.Event(), threading.Event()
+
+    def slow() -> Figure:
+        drawing.set()
+        assert killed.wait(60)
+        return Figure((1, 1))
+
+    def task(run) -> None:
+        def log(event: dict) -> None:
+            if event["kind"] == "end":
+                killed.set()
+            noted(event)
+
+        noted = run._log
+        monkeypatch.setattr(run, "_log", log)
+        run.figure("first.png", slow)
+        run.figure("last.png", lambda: Figure((1, 1)))
+        assert drawing.wait(60)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        written(store, experiment, task)
+    found = the_run().info
+    assert found.status == "KILLED"
+    assert [item.path for item in client.list_artifacts(found.run_id)] == ["first.png"]
+
+
 def test_the_data_set_is_logged_by_our_own_digest(store, experiment, the_run):
     digest = "0123456789abcdef" * 4
     with tracking.start(store, experiment, "x", {}) as run:

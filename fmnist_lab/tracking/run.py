@@ -218,13 +218,17 @@ class Run:
             UserError: Something could not be written.
         """
         self.wait_until_open()
-        failure = next(filter(None, (task.exception() for task in self._tasks)), None)
-        failure = failure or next(iter(self._refused), None)
-        if failure and self.store:
+        for task in self._tasks:
+            if failure := task.exception():
+                raise UserError(
+                    f"run {self.id} is incomplete, of its files one could not be made: "
+                    f"{reason(failure)}"
+                ) from failure
+        if self.store and self._refused:
             raise UserError(
                 f"run {self.id} is incomplete, the store {self.store.uri} refused: "
-                f"{reason(failure)}"
-            ) from failure
+                f"{reason(self._refused[0])}"
+            ) from self._refused[0]
         deadline = time.monotonic() + PATIENCE_SECONDS
         while self._backlog and time.monotonic() < deadline:
             self._writer.submit(self._flush, True).result()
