@@ -9,10 +9,11 @@ from mlflow.entities import Run
 
 LIMITS = ("data.train_limit=1000", "data.test_limit=500")
 TWELVE = ("trainer.epochs=1,2,3", "model.hidden_units=16,32", "seed=0,1", *LIMITS)
-# Long enough to be killed in the middle, as the native engine is not, and each job another setting.
+# Long enough to be asked about in the middle on any machine, as the native engine is not; and each
+# job another setting.
 LONG = (
     "seed=range(3)",
-    "trainer.epochs=40",
+    "trainer.epochs=200",
     "trainer.engine=xla",
     "data.train_limit=3000",
     "data.test_limit=500",
