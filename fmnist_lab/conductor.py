@@ -142,7 +142,7 @@ class Conductor:
         member = Membership(sweep, job, name or f"job {job}", axes)
         # A store that is away is not to take the other jobs along.
         with suppress(Exception):
-            Job(member, self.run, self.folder).keep(round(time.time() * 1000), reason)
+            Job(member, self.run, self.folder).keep(round(self.began * 1000), reason)
 
     def _sum_up(self, error: BaseException | None, killed: bool) -> bool:
         from fmnist_lab import report, sweep_screen
@@ -274,6 +274,8 @@ def begin(config: DictConfig) -> Conductor:
 
         parent = None
         resume = config.get("resume")
+        launched = str(config.hydra.launcher._target_).rpartition(".")[2]
+        here = launched in ("BasicLauncher", "LocalCores")
         if checked.tracking.kind == "none":
             folder = Path(tempfile.mkdtemp(prefix="fmnist_lab-sweep-"))
         else:
@@ -287,12 +289,11 @@ def begin(config: DictConfig) -> Conductor:
                 "sweep.hash": planned.hash,
             }
             name = checked.name or planned.name
+            experiment = checked.tracking.experiment
             parent = tracking.SweepRun.open(
-                store, checked.tracking.experiment, name, tags, resume=bool(resume)
+                store, experiment, name, tags, resume=bool(resume), here=here
             )
             folder = Path(str(config.hydra.sweep.dir)).absolute() / parent.id
-        launched = str(config.hydra.launcher._target_).rpartition(".")[2]
-        here = launched in ("BasicLauncher", "LocalCores")
         return Conductor(planned, parent, folder, resume=resume, here=here)
 
 

@@ -416,6 +416,20 @@ def test_a_sweep_whose_process_is_gone_is_healed(store, client, new_run):
         client.set_terminated(each)
 
 
+def test_a_lost_job_is_left_to_its_sweep_as_long_as_that_goes_on(store, client, new_run):
+    """Of two that mark it, the one that does not know why it ended could be the last."""
+    here, gone = socket.gethostname(), Scratch.claim(store.unfinished, "id")
+    gone.release()
+    jobs = {}
+    for kind in ("true", "false"):
+        sweep = new_run(host=here, **this_process(), **{"sweep.here": kind})
+        jobs[kind] = sweep, new_run(gone, **{"mlflow.parentRunId": sweep})
+    assert [each.run_id for each in tracking.heal(store)] == [jobs["false"][1]]
+    for sweep, _ in jobs.values():
+        client.set_terminated(sweep)
+    assert [each.run_id for each in tracking.heal(store)] == [jobs["true"][1]]
+
+
 def test_the_next_run_heals_those_before(store, client, new_run):
     gone = Scratch.claim(store.unfinished, "id")
     run_id = new_run(gone)

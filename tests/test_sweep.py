@@ -181,6 +181,28 @@ def test_a_run_whose_end_the_store_has_not_heard_of_is_not_marked_as_lost(tmp_pa
     assert client.get_run(run_id).info.status == "FAILED"
 
 
+@pytest.mark.parametrize("status", ["FINISHED", "FINISHED before", "FAILED", "RUNNING"])
+def test_a_worker_that_is_lost_leaves_its_job_one_run(tmp_path, status):
+    """It may be lost before its job has a run, amid it, or when all is done but to say so."""
+    status, _, before = status.partition(" ")
+    store = Store.locate(f"sqlite:///{tmp_path}/mlflow.db")
+    began = round(time.time() * 1000)
+    sweep = SweepRun.open(store, None, "sweep", {}, resume=False, here=True)
+    client = MlflowClient(store.uri)
+    tags = {member_tag(sweep.id): "00000", "mlflow.parentRunId": sweep.id}
+    run_id = client.create_run(sweep.experiment_id, tags=tags).info.run_id
+    if status != "RUNNING":
+        client.set_terminated(run_id, status)
+    began += 3_600_000 if before else 0
+    for job in (0, 1):
+        sweep.keep_log(job, f"job {job}", tmp_path / "log.txt", began, "it was lost", {})
+    rows = sweep.members()[0]
+    assert list(rows["job_number"]) == [0, 1]
+    assert list(rows["status"]) == ["FINISHED" if status == "FINISHED" else "FAILED", "FAILED"]
+    assert rows["run_id"][0] == run_id
+    assert len(client.search_runs([sweep.experiment_id])) == 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "local_cores"])
 def test_a_failing_job_leaves_the_others(doors, tmp_path, launcher):
@@ -272,6 +294,12 @@ def finished(folder: Path) -> set[str]:
     return {child.info.run_id for child in children(folder) if child.info.status == "FINISHED"}
 
 
+def training(folder: Path) -> list[Run]:
+    """Return the jobs that are amid their epochs."""
+    running = [child for child in children(folder) if child.info.status == "RUNNING"]
+    return [child for child in running if "accuracy/test" in child.data.metrics]
+
+
 def measured(folder: Path) -> set[str]:
     return {metric for child in children(folder) for metric in child.data.metrics}
 
@@ -306,15 +334,15 @@ def test_a_killed_sweep_is_finished_by_resume_to_the_bits_of_one_that_was_not(do
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_costs_its_own_job_alone(doors, tmp_path):
-    words = ("-m", "trainer.epochs=300", "seed=range(3)", LOCAL_CORES, *TINY)
+    words = ("-m", "trainer.epochs=600", "seed=range(3)", LOCAL_CORES, *TINY)
     process = doors.start("run", tmp_path, *words)
-    # Of a job that had no run yet, one would be made that only says what happened.
-    wait_until(lambda: sum("accuracy/test" in each.data.metrics for each in children(tmp_path)) > 1)
+    # Both workers amid a job: of one that had no run yet, one would be made that only says why.
+    wait_until(lambda: len(training(tmp_path)) == 2)
     commands = {each: Path(f"/proc/{each}/cmdline").read_text() for each in process.descendants()}
     worker = next(each for each, command in commands.items() if "spawn_main" in command)
     os.kill(worker, signal.SIGKILL)
     assert process.wait(300) == 1
-    assert "2 finished, 1 failed" in process.out
+    assert "2 finished, 1 failed" in process.out, process.out
     assert "its worker process was ended by SIGKILL" in process.out
     resumed = doors("run", tmp_path, *words, "resume=true")
     assert (resumed.code, resumed.err) == (0, "")

@@ -14,6 +14,8 @@ from fmnist_lab.tracking.query import client_to_read
 from fmnist_lab.tracking.store import Store, asking
 
 PROCESS_TAG = "process"
+# Of a sweep: whether its jobs are done by its own process and the children of that.
+HERE_TAG = "sweep.here"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ def heal(store: Store) -> list[Healed]:
     """Mark RUNNING runs of this machine whose processes are gone as KILLED.
 
     A live run holds the lock of its scratch folder, and a sweep names its process; a run of another
-    machine, or one that has neither, is left alone.
+    machine, or one that has neither, is left alone. So is one whose sweep goes on and sees for
+    itself how its jobs end: that one knows why they did.
 
     Args:
         store: A store that exists.
@@ -52,8 +55,12 @@ def heal(store: Store) -> list[Healed]:
         experiments = [each.experiment_id for each in client.search_experiments()]
         running = f"attributes.status = 'RUNNING' and tags.host = '{socket.gethostname()}'"
         healed = []
-        for run in client.search_runs(experiments, running):
+        runs = client.search_runs(experiments, running)
+        sweeps = {run.info.run_id for run in runs if _looks_after_its_jobs(run)}
+        for run in runs:
             tags = run.data.tags
+            if tags.get("mlflow.parentRunId") in sweeps:
+                continue
             if _is_left(tags.get("scratch", "")) or _has_ended(tags.get(PROCESS_TAG, "")):
                 client.set_terminated(run.info.run_id, "KILLED")
                 command = tags.get("mlflow.source.name", "")
@@ -79,6 +86,10 @@ def is_going_on(run: Any) -> bool:
     process = run.data.tags.get(PROCESS_TAG, "")
     here = run.data.tags.get("host") == socket.gethostname()
     return run.info.status == "RUNNING" and here and bool(process) and not _has_ended(process)
+
+
+def _looks_after_its_jobs(run: Any) -> bool:
+    return run.data.tags.get(HERE_TAG) == "true" and is_going_on(run)
 
 
 def is_delivered_later(run: Any) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_lab.errors import UserError
-from fmnist_lab.tracking.heal import is_delivered_later, is_going_on, this_process
+from fmnist_lab.tracking.heal import HERE_TAG, is_delivered_later, is_going_on, this_process
 from fmnist_lab.tracking.query import Found, curves, member_tag, members, members_of
 from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, Store, quiet_mlflow
 
@@ -71,8 +71,18 @@ class SweepRun:
         tags: Mapping[str, str],
         *,
         resume: bool,
+        here: bool = False,
     ) -> SweepRun:
         """Make a parent run, or with `resume` take the newest one of the same tag `sweep.hash`.
+
+        Args:
+            store: Where.
+            experiment: MLflow's experiment, by name; None: ours.
+            name: What a new run is called.
+            tags: A new run's.
+            resume: Whether to go on with an earlier one.
+            here: Whether the jobs are done by this process and its children, so that it will
+                learn how each ends.
 
         Raises:
             UserError: The store cannot be used, or that sweep is in progress.
@@ -80,6 +90,7 @@ class SweepRun:
         experiment = experiment or DEFAULT_EXPERIMENT
         experiment_id = store.open(experiment)
         client = _client(store)
+        process = {**this_process(), HERE_TAG: str(here).lower()}
         if resume:
             same = f"tags.`sweep.hash` = '{tags['sweep.hash']}'"
             newest = ["attributes.start_time DESC"]
@@ -91,10 +102,10 @@ class SweepRun:
                 )
             if found:
                 client.update_run(found[0].info.run_id, status="RUNNING")
-                for key, value in this_process().items():
+                for key, value in process.items():
                     client.set_tag(found[0].info.run_id, key, value)
                 return cls(store, experiment, experiment_id, found[0].info.run_id, True)
-        run = client.create_run(experiment_id, run_name=name, tags={**tags, **this_process()})
+        run = client.create_run(experiment_id, run_name=name, tags={**tags, **process})
         return cls(store, experiment, experiment_id, run.info.run_id)
 
     def progress(self, since: int) -> list[Progress]:
@@ -115,14 +126,18 @@ class SweepRun:
             job: Its number.
             name: What a run is called that has to be made.
             log: The text file; gone afterwards.
-            began: When the job began, in milliseconds since 1970.
+            began: When the job began, or its sweep, in milliseconds since 1970.
             failure: Why it failed, or "".
             source: Tags of a run that has to be made.
         """
         client = _client(self.store)
         tag = f"tags.`{member_tag(self.id)}` = '{job:05d}'"
         runs = self._search(client, tag)
-        mine = [run for run in runs if (run.info.end_time or 0) >= began]
+        mine = [
+            run
+            for run in runs
+            if run.info.status == "FINISHED" or (run.info.end_time or 0) >= began
+        ]
         running = [run for run in runs if run.info.status == "RUNNING"]
         stale = [run for run in running if not is_delivered_later(run)]
         for run in stale:
