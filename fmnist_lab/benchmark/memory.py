@@ -16,6 +16,7 @@ from rich.console import Console
 from fmnist_lab import process
 from fmnist_lab.benchmark.results import write_csv
 from fmnist_lab.config import Engine
+from fmnist_lab.console import aligned
 from fmnist_lab.errors import UserError, reported
 
 
@@ -41,6 +42,8 @@ def memory(
         # As for `python -m fmnist_lab.run`.
         gc.set_threshold(*process.COLLECT_AFTER)
         console = Console(highlight=False)
+        console.print("Seconds from a job's beginning to that of its first epoch\n")
+        console.print("width  first job  another seed     MB then")
         rows = []
         with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             for number in range(jobs):
@@ -55,23 +58,20 @@ def memory(
                         "megabytes": megabytes,
                     }
                 )
-                console.print(
-                    f"width {width}: first epoch after {new:.2f} s, with another seed after "
-                    f"{known:.2f} s; then {megabytes:.0f} MB",
-                    style="dim",
-                )
+                console.print(f"{width:5}  {new:9.2f}  {known:12.2f}  {megabytes:10,.0f}")
         grown = rows[-1]["megabytes"] - rows[4]["megabytes"]
         new, known = (
             statistics.median(row[f"seconds_before_{job}"] for row in rows[1:])
             for job in ("new", "known")
         )
-        console.print(
-            f"From the 5th width to the {jobs}th, memory grew by {grown:.0f} MB.\n"
-            f"A job's first epoch began {rows[0]['seconds_before_new']:.2f} s after the job in the "
-            f"very first, which imports TensorFlow,\n{new:.2f} s after it where the width was new, "
-            f"and {known:.2f} s after it where it was known (medians).",
-            soft_wrap=True,
-        )
+        console.print("")
+        summary = {
+            "the first of all, which imports TensorFlow": f"{rows[0]['seconds_before_new']:.2f} s",
+            "of a new width, median": f"{new:.2f} s",
+            "of a known width, median": f"{known:.2f} s",
+            f"memory grown from the 5th width to the {jobs}th": f"{grown:.0f} MB",
+        }
+        aligned(console, summary)
         if output:
             write_csv(output / "memory.csv", rows)
 
