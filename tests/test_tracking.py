@@ -264,6 +264,24 @@ def test_metrics_keep_their_order_and_steps(store, experiment, the_run, client):
         assert [(point.step, point.value) for point in history] == list(enumerate(values, 1))
 
 
+def test_a_run_has_begun_before_a_slow_store_is_open(
+    store, experiment, the_run, client, monkeypatch
+):
+    trained = threading.Event()
+
+    def slow(self, experiment, opened=Store.open):
+        trained.wait()
+        time.sleep(0.01)
+        return opened(self, experiment)
+
+    monkeypatch.setattr(Store, "open", slow)
+    with tracking.start(store, experiment, "x", {}) as run:
+        run.metrics({"loss": 1.0}, 1)
+        trained.set()
+    (point,) = client.get_metric_history(run.id, "loss")
+    assert the_run().info.start_time <= point.timestamp
+
+
 def test_a_users_mistake_makes_the_run_failed_and_says_why(store, experiment, the_run, client):
     def task(run) -> None:
         run.metrics({"loss": 1.0}, 1)

@@ -56,6 +56,7 @@ class Run:
         self.experiment_id = ""
         self.scratch = scratch
         self.outage = ""
+        self._began = _now()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
         self._tasks: list[Future[None]] = []
         self._dispensable: list[Future[None]] = []
@@ -85,7 +86,10 @@ class Run:
                 reopen(store, run_id)
             else:
                 tags["scratch"] = str(self.scratch.folder)
-                made = client.create_run(self.experiment_id, tags=tags, run_name=self.name)
+                # Not when the store was ready, by when a short training is over.
+                made = client.create_run(
+                    self.experiment_id, self._began, tags=tags, run_name=self.name
+                )
                 run_id = made.info.run_id
         opened = {"kind": "run", "id": run_id, "name": self.name, "store": store.uri}
         self.scratch.append({**opened, "experiment": experiment})
