@@ -119,9 +119,11 @@ def check_model(model: keras.Model, dataset: data.Dataset, name: str) -> None:
 
     expected = f"images {dataset.train_images.shape[1:]} to {len(dataset.class_names)} classes"
     try:
-        shapes = [tuple(model.input_shape[1:]), tuple(model.output_shape[1:])]
         probabilities = engines.predict(model, dataset.train_images[:32])
+        shapes = [tuple(model.input_shape[1:]), tuple(model.output_shape[1:])]
         sums = probabilities.sum(axis=-1)
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f"{name} is no image classifier: expected a Keras model from {expected}, but it "

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from fmnist_lab.errors import UserError
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -27,7 +29,20 @@ class Augmentation:
     erase: float = 0.0
 
     def __call__(self, images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Return changed images, uint8 (n, height, width), by a seed of shape (2,)."""
+        """Return changed images by a seed of shape (2,).
+
+        Args:
+            images: Shape (n, height, width) or (n, height, width, channels).
+            seed: Two int32.
+
+        Raises:
+            UserError: They are of another shape.
+        """
+        if len(images.shape) not in (3, 4):
+            raise UserError(
+                f"augmentation: received images of shape {tuple(images.shape[1:])}, expected "
+                "(height, width) or (height, width, channels)"
+            )
         seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 3))
         if self.flip:
             images = _flipped(images, seeds[0])
@@ -39,13 +54,14 @@ class Augmentation:
 
 
 def _flipped(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    chosen = tf.random.stateless_uniform((images.shape[0], 1, 1), seed) < 0.5
+    ones = (1,) * (len(images.shape) - 1)
+    chosen = tf.random.stateless_uniform((images.shape[0], *ones), seed) < 0.5
     return tf.where(chosen, images[:, :, ::-1], images)
 
 
 def _shifted(images: tf.Tensor, most: int, seed: tf.Tensor) -> tf.Tensor:
-    count, height, width = images.shape
-    padded = tf.pad(images, [[0, 0], [most, most], [most, most]])
+    count, height, width, *channels = images.shape
+    padded = tf.pad(images, [[0, 0], [most, most], [most, most], *([0, 0] for _ in channels)])
     offsets = tf.random.stateless_uniform((2, count, 1), seed, 0, 2 * most + 1, tf.int32)
     rows = offsets[0] + tf.range(height)
     columns = offsets[1] + tf.range(width)
@@ -54,7 +70,7 @@ def _shifted(images: tf.Tensor, most: int, seed: tf.Tensor) -> tf.Tensor:
 
 
 def _erased(images: tf.Tensor, share: float, seed: tf.Tensor) -> tf.Tensor:
-    count, height, width = images.shape
+    count, height, width, *channels = images.shape
     chance, area, aspect, top, left = tf.unstack(
         tf.random.stateless_uniform((5, count, 1, 1), seed)
     )
@@ -66,4 +82,5 @@ def _erased(images: tf.Tensor, share: float, seed: tf.Tensor) -> tf.Tensor:
     row = tf.range(height, dtype=tf.float32)[:, None] - tf.floor(top * (height - tall + 1))
     column = tf.range(width, dtype=tf.float32) - tf.floor(left * (width - wide + 1))
     inside = (row >= 0) & (row < tall) & (column >= 0) & (column < wide)
-    return tf.where((chance < share) & inside, tf.zeros_like(images), images)
+    erased = (chance < share) & inside
+    return tf.where(erased[..., None] if channels else erased, tf.zeros_like(images), images)

@@ -74,7 +74,7 @@ def train(
     optimizer = assembly.build_optimizer(config, len(dataset.train_images))
     callbacks = [callback.build() for callback in config.callbacks.values()]
     validation = _validation(dataset)
-    training.check_callbacks(callbacks, validation is not None)
+    training.check_callbacks(callbacks, optimizer, validation is not None)
     engine_before = engine_before or (earlier.engine.split(THEN)[-1] if earlier else "")
     recipe = assembly.build_recipe(config, model, optimizer, engine_before)
     epochs, images, labels = config.trainer.epochs, dataset.train_images, dataset.train_labels

@@ -58,7 +58,9 @@ def check_groups(words: Iterable[str]) -> None:
         if not group:
             raise UserError(f"'{override.input_line}': received no key, expected key=value")
         is_group = group.startswith("hydra/") or (config.conf_dir() / group).is_dir()
-        if is_group and not isinstance(override.value(), str):
+        value = override.value()
+        chosen = value if isinstance(value, list) else [value]
+        if is_group and not all(isinstance(each, str) for each in chosen):
             names = ", ".join(config.options(group))
             expected = f"the name of an option, one of {names}" if names else "an option's name"
             raise UserError(f"{group}: received {received}, expected {expected}")

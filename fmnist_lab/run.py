@@ -22,9 +22,14 @@ from fmnist_lab.errors import UserError, reported
 from fmnist_lab.overrides import check_groups, explained
 from fmnist_lab.usage import usage
 
+# Whether Hydra has made a config of the command line, so that what fails is no longer that.
+_composed = False
+
 
 def run(composed: DictConfig) -> Any:
     """Check a composed config and do its job."""
+    global _composed
+    _composed = True
     if HydraConfig.get().mode == RunMode.MULTIRUN and sweep.current:
         return sweep.current.attempt(lambda member: do(composed, member))
     # Hydra adds a line of its own to an exception, but lets SystemExit pass.
@@ -55,6 +60,8 @@ def _where_it_was_typed() -> contextlib.AbstractContextManager[None]:
 
 def main() -> None:
     """Compose the config from the command line and run; exit non-zero if it cannot be done."""
+    global _composed
+    _composed = False
     words = sys.argv[1:]
     # Hydra then lets exceptions through, and one place prints them all.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -68,7 +75,8 @@ def main() -> None:
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explained(error, words)) from None
         except (TypeError, ValueError):
-            check_groups(words)
+            if not _composed:
+                check_groups(words)
             raise
 
 

@@ -28,7 +28,7 @@ def cosine(
         steps: Steps of the whole run.
         warmup: Share of the steps in which the rate rises, from 0 up to, not including, 1.
         start: Rate of the first step, as a share of the peak; needs a warm-up.
-        final: Rate of the last step, as a share of the peak.
+        final: What it falls towards, as a share of the peak; a step after the last would have it.
 
     Returns:
         A Keras schedule over the optimizer's steps.

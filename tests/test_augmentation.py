@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from fmnist_lab.errors import UserError
+
 COUNT = 400
 
 
@@ -65,6 +67,50 @@ def test_rectangles_are_blackened_in_the_share_of_images(images):
         area = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
         assert area == len(rows)
         assert area <= 0.5 * 9 * 7
+
+
+def test_the_channels_of_an_image_are_changed_together(images):
+    options = {"flip": True, "shift": 2, "erase": 0.5}
+    coloured = np.stack([images, images, images], axis=-1)
+    changed = augmented(coloured, **options)
+    np.testing.assert_array_equal(changed, augmented(images, **options)[..., None].repeat(3, -1))
+
+
+def test_what_is_no_image_is_refused(images):
+    with pytest.raises(UserError, match=r"received images of shape \(63,\), expected \(height"):
+        augmented(images.reshape(COUNT, -1), flip=True)
+
+
+@pytest.mark.parametrize("engine", ["xla", "graph"])
+def test_a_training_sees_the_changed_images(images, engine):
+    """Keras' own steps, on images that were changed beforehand by each step's draw."""
+    import keras
+
+    from fmnist_lab import engines, models, training
+    from fmnist_lab.augmentation import Augmentation
+
+    labels, options, seed = np.arange(COUNT) % 4, {"flip": True, "shift": 1, "erase": 0.5}, 3
+
+    def model():
+        keras.utils.set_random_seed(0)
+        return models.mlp((9, 7), 4, hidden_units=8)
+
+    ours, oracle, start = model(), model(), model()
+    recipe = engines.Recipe(
+        batch_size=100, engine=engine, augmentation=Augmentation(flip=True, shift=1, erase=0.5)
+    )
+    sgd = keras.optimizers.SGD(0.05)
+    list(training.train(ours, images, labels, sgd, epochs=1, recipe=recipe, seed=seed))
+    oracle.compile(keras.optimizers.SGD(0.05), "sparse_categorical_crossentropy")
+    order = np.random.default_rng([seed, 1]).permutation(COUNT)
+    for step in range(4):
+        batch = order[100 * step : 100 * (step + 1)]
+        # The engine decides the draws.
+        changed = augmented(images[batch], seed=(seed, step), engine=engine, **options)
+        oracle.train_on_batch(changed, labels[batch])
+    for mine, theirs, before in zip(ours.weights, oracle.weights, start.weights, strict=True):
+        np.testing.assert_allclose(mine.numpy(), theirs.numpy(), rtol=0, atol=2e-5)
+        assert np.abs(mine.numpy() - before.numpy()).max() > 1e-3
 
 
 @pytest.mark.parametrize("engine", ["xla", "graph"])

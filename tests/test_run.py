@@ -1316,3 +1316,27 @@ def test_a_wheel_runs_and_knows_no_commit(wheel, doors, tmp_path):
 
 def test_jobs_are_what_the_configs_offer():
     assert sorted(jobs.JOBS) == config.options("job")
+
+
+def test_several_callbacks_watch_a_training(doors, tmp_path):
+    words = ("callbacks=[early_stopping,reduce_on_plateau]", "data.validation_fraction=0.2")
+    small = ("data.train_limit=1000", "data.test_limit=500", "trainer.epochs=2")
+    process = doors("run", tmp_path, *words, *small)
+    assert (process.code, process.err) == (0, "")
+    params = Tracked(tmp_path).one().data.params
+    assert params["callbacks"] == "early_stopping, reduce_on_plateau"
+
+
+def test_what_fails_while_training_is_not_said_of_the_words(doors, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import keras\n\n\n"
+        "class Failing(keras.callbacks.Callback):\n"
+        "    def on_epoch_end(self, epoch, logs=None):\n"
+        "        raise ValueError('my own mistake')\n"
+    )
+    words = ("callbacks=[early_stopping]", "+callbacks.mine._target_=mine.Failing")
+    small = ("data.train_limit=1000", "data.test_limit=500", "data.validation_fraction=0.2")
+    process = doors("run", tmp_path, *words, *small, "tracking=none")
+    assert process.code == 1
+    assert process.err.endswith("ValueError: my own mistake\n")
+    assert "callbacks: received" not in process.err

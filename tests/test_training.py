@@ -125,6 +125,114 @@ OPTIMIZERS = {
 
 
 @pytest.mark.parametrize(
+    "optimizer",
+    [
+        *({"class": name} for name in ("Adadelta", "Adafactor", "Adagrad", "Adamax", "Ftrl")),
+        *({"class": name} for name in ("Lamb", "Lion", "Nadam", "RMSprop")),
+        # Of two kinds of weight decay.
+        {"class": "Muon", "weight_decay": 0.1, "adam_weight_decay": 0.3},
+        {"class": "Adam", "amsgrad": True},
+        {"class": "SGD", "clipnorm": 0.05},
+        {"class": "SGD", "clipvalue": 0.01},
+        {"class": "SGD", "loss_scale_factor": 16.0},
+        {"class": "Nadam", "gradient_accumulation_steps": 3},
+    ],
+    ids=lambda optimizer: " ".join(map(str, optimizer.values())),
+)
+def test_it_is_fit_for_any_optimizer(images, labels, optimizer):
+    """With those of their own ways, and what Keras leaves to whoever calls the optimizer."""
+    ours, oracle = mlp(), mlp()
+    start = weights(ours)
+    run(ours, images, labels, build(optimizer), engine="graph")
+    fit(*(oracle, images, labels, build(optimizer)), epochs=2, seed=0, batch_size=32)
+    check_close(ours, oracle, start, tolerance=1e-8)
+
+
+def test_the_rate_of_accumulated_batches_is_that_of_fit(images, labels):
+    """Keras counts a schedule's steps in batches, and what it calls iterations in updates."""
+    import keras
+
+    def optimizer():
+        rates = keras.optimizers.schedules.PiecewiseConstantDecay([4, 9], [0.3, 0.1, 0.01])
+        return keras.optimizers.SGD(rates, gradient_accumulation_steps=3)
+
+    ours, oracle = mlp(), mlp()
+    start = weights(ours)
+    run(ours, images, labels, optimizer(), engine="graph")
+    fit(*(oracle, images, labels, optimizer()), epochs=2, seed=0, batch_size=32)
+    check_close(ours, oracle, start, tolerance=1e-8)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_is_excluded_from_decay_does_not_decay(images, labels, named):
+    import keras
+
+    def model():
+        made = mlp()
+        for variable in made.trainable_variables:
+            variable.assign(variable + 1)
+        return made
+
+    def optimizer(model):
+        made = keras.optimizers.AdamW(0.003, weight_decay=5.0)
+        biases = [each for each in model.trainable_variables if each.name == "bias"]
+        made.exclude_from_weight_decay(*([None, ["bias"]] if named else [biases]))
+        return made
+
+    ours, oracle, all_decay = model(), model(), model()
+    start = weights(ours)
+    # One program is not taken for the other.
+    run(all_decay, images, labels, keras.optimizers.AdamW(0.003, weight_decay=5.0), engine="graph")
+    run(ours, images, labels, optimizer(ours), engine="graph")
+    fit(*(oracle, images, labels, optimizer(oracle)), epochs=2, seed=0, batch_size=32)
+    check_close(ours, oracle, start, tolerance=1e-7)
+    assert not np.allclose(weights(ours)[-1], weights(all_decay)[-1], atol=0.01)
+
+
+def test_an_optimizer_whose_config_lacks_an_argument_is_refused(images, labels):
+    """What is compiled is another of the same config, which would train otherwise."""
+    import keras
+
+    class Own(keras.optimizers.SGD):
+        def __init__(self, learning_rate=0.1, factor=1.0, **rest):
+            super().__init__(learning_rate, **rest)
+            self.factor = factor
+
+    with pytest.raises(UserError, match=r"Own cannot be rebuilt .* leaves out factor"):
+        run(mlp(), images, labels, Own(factor=0.5), engine="graph")
+
+
+def test_an_optimizer_around_another_is_refused(images, labels):
+    import keras
+
+    scaled = keras.optimizers.LossScaleOptimizer(build(SGD))
+    with pytest.raises(UserError, match="LossScaleOptimizer has no learning rate of its own"):
+        run(mlp(), images, labels, scaled, engine="graph")
+
+
+def test_losses_that_layers_add_are_summed_as_by_fit(images, labels):
+    import keras
+
+    class Adding(keras.layers.Layer):
+        def call(self, inputs):
+            self.add_loss(0.01 * keras.ops.square(inputs))
+            return inputs
+
+    def model():
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input(SHAPE, dtype="uint8")
+        hidden = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
+        hidden = Adding()(keras.layers.Dense(6, activation="relu")(hidden))
+        return keras.Model(inputs, keras.layers.Dense(CLASSES, activation="softmax")(hidden))
+
+    ours, oracle = model(), model()
+    start = weights(ours)
+    run(ours, images, labels, engine="graph")
+    fit(*(oracle, images, labels, build(SGD)), epochs=2, seed=0, batch_size=32)
+    check_close(ours, oracle, start, tolerance=2e-5)
+
+
+@pytest.mark.parametrize(
     ("optimizer", "engine"),
     [
         *((name, "native") for name in OPTIMIZERS if name != "clipped"),
@@ -195,6 +303,18 @@ def test_it_is_fit_for_a_schedule(images, labels, engine):
     check_close(ours, oracle, start, tolerance=2e-5)
 
 
+def test_rates_are_those_of_the_schedule_wherever_the_training_is(images, labels):
+    import keras
+
+    from fmnist_lab import schedules
+
+    cosine = schedules.cosine(0.1, steps=21, warmup=0.3, start=0.1, final=0.02)
+    epochs = run(mlp(), images, labels, keras.optimizers.SGD(cosine), epochs=3, batch_size=32)
+    # That of each epoch's last step.
+    expected = [float(cosine(step)) for step in (6, 13, 20)]
+    assert [epoch.learning_rate for epoch in epochs] == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("engine", ["native", "xla"])
 def test_it_is_fit_for_smoothed_labels(images, labels, engine):
     import keras
@@ -221,6 +341,26 @@ def test_it_is_fit_for_averaged_weights(images, labels):
     oracle.fit(images[order], labels[order], batch_size=30, shuffle=False, verbose=0)
     run(ours, images, labels, build(optimizer), batch_size=30)
     check_close(ours, oracle, start, tolerance=2e-5)
+
+
+def test_an_epoch_that_is_broken_off_leaves_the_averages_in_place(images, labels):
+    from fmnist_lab import training
+
+    averaged = {**SGD, "use_ema": True, "ema_momentum": 0.8}
+    model, optimizer, expected = mlp(), build(averaged), mlp()
+    epochs = training.train(
+        *(model, images, labels, optimizer),
+        epochs=2,
+        on_progress=lambda epoch, _: 1 / (2 - epoch),
+    )
+    next(epochs)
+    left = weights(model)
+    with pytest.raises(ZeroDivisionError):
+        next(epochs)
+    assert all(np.array_equal(a, b) for a, b in zip(weights(model), left, strict=True))
+    run(model, images, labels, optimizer, first_epoch=2)
+    run(expected, images, labels, build(averaged))
+    assert same_bits(model, expected)
 
 
 # The order, and every image once
@@ -571,7 +711,7 @@ def test_losses_of_one_name_are_not_taken_for_each_other(images, labels):
 
     class Scaled(keras.losses.Loss):
         def __init__(self, factor: float) -> None:
-            super().__init__()
+            super().__init__(name="scaled")
             self.factor = factor
 
         def call(self, y_true, y_pred):
@@ -677,19 +817,86 @@ def test_a_loss_that_is_no_number_stops_at_its_epoch(images, labels, engine):
 def test_a_model_that_cannot_be_rebuilt_is_refused_in_words(images, labels):
     import keras
 
-    class Own(keras.Model):
+    class Untold(keras.layers.Layer):
         def __init__(self, table: object) -> None:
             super().__init__()
             self.table = table
+
+        def call(self, inputs):
+            return inputs
+
+    model = keras.Sequential([keras.Input(SHAPE, dtype="uint8"), *mlp().layers, Untold(object())])
+    with pytest.raises(
+        UserError,
+        match=r"Sequential cannot be rebuilt.*`get_config\(\)`\. Give its layers get_conf",
+    ):
+        run(model, images, labels)
+
+
+def test_a_model_of_a_class_of_its_own_is_refused_in_words(images, labels):
+    import keras
+
+    class Own(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
             self.out = keras.layers.Dense(CLASSES, activation="softmax")
 
         def call(self, inputs):
             return self.out(keras.ops.cast(keras.ops.reshape(inputs, (-1, 48)), "float32"))
 
-    model = Own(object())
+    model = Own()
     model(images[:1])
-    with pytest.raises(UserError, match="Own cannot be rebuilt"):
+    with pytest.raises(UserError, match=r"Own has no inputs.*keras\.Model\(inputs, outp"):
         run(model, images, labels)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x, y: (x[:0], y[:0]), "0 training images and 0 labels, expected as many of both"),
+        (lambda x, y: (x, y[:100]), "210 training images and 100 labels"),
+        (lambda x, y: (x[:, :4], y), r"of shape \(4, 6\) and type uint8, expected \(8, 6\)"),
+        (lambda x, y: (x / 255, y), r"type float64, expected \(8, 6\) and uint8"),
+        (
+            lambda x, y: (x, y + 1),
+            "labels from 1 to 5 of type uint8, expected integers from 0 to 4",
+        ),
+        (lambda x, y: (x, y - 1.0), "labels from -1.0 to 3.0 of type float64"),
+    ],
+)
+def test_images_and_labels_that_do_not_fit_are_refused(images, labels, change, said, engine):
+    """The native program would read beyond them, and the others train on something else."""
+    with pytest.raises(UserError, match=said):
+        run(mlp(), *change(images, labels), engine=engine)
+
+
+def rotating():
+    import keras
+
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input(SHAPE, dtype="uint8"),
+            keras.layers.Reshape((*SHAPE, 1)),
+            keras.layers.RandomRotation(0.1),
+            keras.layers.Flatten(),
+            keras.layers.Dense(CLASSES, activation="softmax"),
+        ]
+    )
+
+
+def test_a_model_that_xla_cannot_compile_is_trained_by_graph(images, labels, monkeypatch):
+    from fmnist_lab import backend, engines
+
+    assert engines.choose(rotating(), build(SGD), engines.Recipe()) == "graph"
+    assert engines.choose(mlp(dropout=0.1), build(SGD), engines.Recipe()) == "xla"
+    (epoch,) = run(rotating(), images, labels, epochs=1)
+    assert np.isfinite(epoch.loss)
+    # It is not taken for a program that was kept and is damaged, which would cost all the others.
+    monkeypatch.setattr(backend, "forget_compiled_programs", lambda: 1 / 0)
+    with pytest.raises(UserError, match=r"cannot compile .*ImageProjective.*trainer\.engine=graph"):
+        run(rotating(), images, labels, epochs=1, engine="xla")
 
 
 # Callbacks
@@ -727,6 +934,95 @@ def test_early_stopping_ends_the_training_and_hands_out_the_best_weights(images,
     left = evaluation.scores(engines.predict(model, images[140:]), labels[140:])
     assert left.loss == pytest.approx(losses[best], abs=1e-12)
     assert model.optimizer is None
+
+
+def test_accuracies_are_better_the_higher_without_being_told(images, labels):
+    """Keras would ask the metrics of a compiled model."""
+    import keras
+
+    stopping = keras.callbacks.EarlyStopping("val_accuracy", patience=2)
+    adam = build({"class": "Adam", "learning_rate": 0.05})
+    epochs = callback_run(mlp(), images, labels, [stopping], epochs=40, optimizer=adam)
+    accuracies = [epoch.validation.accuracy for epoch in epochs]
+    assert len(epochs) == int(np.argmax(accuracies)) + 3 < 40
+
+
+def test_a_compiled_model_keeps_its_optimizer(images, labels):
+    import keras
+
+    model = mlp()
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    before = model.optimizer
+    callback_run(model, images, labels, [keras.callbacks.History()], epochs=1)
+    assert model.optimizer is before
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda callbacks: callbacks.EarlyStopping("val_acc"),
+            "monitor=val_acc, expected one of loss, accuracy, val_loss, val_accuracy",
+        ),
+        (
+            lambda callbacks: callbacks.LambdaCallback(on_train_batch_end=lambda *_: None),
+            r"LambdaCallback acts on batches \(on_train_batch_end\)",
+        ),
+        (
+            lambda callbacks: type("Mine", (callbacks.Callback,), {"on_test_batch_end": print})(),
+            r"Mine acts on batches \(on_test_batch_end\)",
+        ),
+        (lambda callbacks: callbacks.SwapEMAWeights(), "averaged weights in place"),
+    ],
+)
+def test_a_callback_that_could_not_be_served_is_refused(images, labels, make, said):
+    import keras
+
+    with pytest.raises(UserError, match=said):
+        callback_run(mlp(), images, labels, [make(keras.callbacks)], epochs=1)
+
+
+@pytest.mark.parametrize("name", ["ReduceLROnPlateau", "LearningRateScheduler"])
+def test_two_that_set_the_rate_are_refused_before_the_first_epoch(images, labels, name):
+    import keras
+
+    from fmnist_lab import schedules
+
+    made = {
+        "ReduceLROnPlateau": lambda: keras.callbacks.ReduceLROnPlateau("loss"),
+        "LearningRateScheduler": lambda: keras.callbacks.LearningRateScheduler(lambda _, r: r),
+    }[name]()
+    scheduled = keras.optimizers.SGD(schedules.cosine(0.1, steps=10))
+    with pytest.raises(UserError, match=f"{name} sets the learning rate, which a schedule sets"):
+        callback_run(mlp(), images, labels, [made], epochs=1, optimizer=scheduled)
+    callback_run(mlp(), images, labels, [made], epochs=1)
+
+
+def test_a_checkpoint_of_every_epoch_watches_nothing(images, labels, tmp_path):
+    import keras
+
+    from fmnist_lab import training
+
+    saving = keras.callbacks.ModelCheckpoint(str(tmp_path / "x.weights.h5"), save_weights_only=True)
+    list(training.train(mlp(), images, labels, build(SGD), epochs=1, callbacks=[saving]))
+    assert (tmp_path / "x.weights.h5").exists()
+
+
+def test_validations_are_announced(images, labels):
+    import keras
+
+    heard = []
+
+    class Listening(keras.callbacks.Callback):
+        def on_test_begin(self, logs=None):
+            heard.append("begin")
+
+        def on_test_end(self, logs=None):
+            heard.append(logs)
+
+    (epoch,) = callback_run(mlp(), images, labels, [Listening()], epochs=1)
+    scores = {"loss": epoch.validation.loss, "accuracy": epoch.validation.accuracy}
+    assert heard == ["begin", scores]
 
 
 def test_the_rate_is_lowered_on_a_plateau_and_obeyed(images, labels):

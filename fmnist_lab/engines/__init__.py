@@ -67,7 +67,8 @@ def choose(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> st
 
     "native" takes plain dense and convolutional networks with the usual optimizers, on a processor
     and where there is a C compiler. "graph" takes other convolutions on a processor, where those of
-    XLA are an order of magnitude slower (github.com/jax-ml/jax/issues/12868). "xla" takes the rest.
+    XLA are an order of magnitude slower (github.com/jax-ml/jax/issues/12868), and models with an
+    operation that XLA does not have. "xla" takes the rest.
 
     Raises:
         UserError: The recipe wants "native", which cannot do this training.
@@ -79,7 +80,9 @@ def choose(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> st
     if native.suits(model, optimizer, recipe):
         return "native"
     convolves = any("conv" in type(layer).__name__.lower() for layer in model._flatten_layers())
-    return "graph" if convolves and not tf.config.list_physical_devices("GPU") else "xla"
+    if convolves and not tf.config.list_physical_devices("GPU"):
+        return "graph"
+    return "graph" if graphs.xla_lacks(model) else "xla"
 
 
 def program(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> Program:

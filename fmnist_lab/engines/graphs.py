@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from types import MethodType
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.src.backend.tensorflow.optimizer import TFOptimizer
 from keras.src.optimizers.base_optimizer import BaseOptimizer
+from tensorflow.python.framework.kernels import get_registered_kernels_for_op
 
 from fmnist_lab import backend
 from fmnist_lab.engines.recipe import Recipe, slices
@@ -75,34 +79,69 @@ class _Replica:
     def load(self, model: keras.Model) -> None:
         _copy(model.variables, self.model.variables)
 
+    @functools.cached_property
+    def xla_lacks(self) -> frozenset[str]:
+        """The operations of a training pass that XLA cannot compile for this device."""
+        image = self.model.inputs[0]
+        trace = tf.function(lambda images: self.model(images, training=True), autograph=False)
+        traced = trace.get_concrete_function(tf.TensorSpec((2, *image.shape[1:]), image.dtype))
+        definition = traced.graph.as_graph_def()
+        nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
+        device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+
+        def lacks(operation: str) -> bool:
+            kernels = get_registered_kernels_for_op(operation).kernel
+            devices = {kernel.device_type for kernel in kernels}
+            # Operations that only call others have a kernel nowhere.
+            return device in devices and f"XLA_{device}_JIT" not in devices
+
+        # The images are put in one way or the other.
+        return frozenset(filter(lacks, {node.op for node in nodes} - {"Placeholder"}))
+
 
 class Program:
     """A replica, an optimizer and the compiled steps that join them."""
 
-    def __init__(self, replica: _Replica, optimizer: keras.Optimizer, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        replica: _Replica,
+        optimizer: keras.Optimizer,
+        recipe: Recipe,
+        decays: tuple[bool, ...],
+    ) -> None:
+        """Join them.
+
+        Args:
+            replica: The model.
+            optimizer: What to make another one like.
+            recipe: How to take a step, the engine decided.
+            decays: Whether each of the model's trainable variables is to decay.
+        """
         self.model = replica.model
         self.recipe = recipe
-        # The rate is fed step by step, so that neither it nor a schedule is compiled in.
-        settings = {**optimizer.get_config(), "learning_rate": 0.0}
-        self.optimizer = type(optimizer).from_config(settings)
-        _undistribute(self.optimizer)
-        self.optimizer.build(self.model.trainable_variables)
+        self.optimizer = _like(optimizer)
+        variables = self.model.trainable_variables
+        if not all(decays):
+            self.optimizer.exclude_from_weight_decay(
+                [each for each, decay in zip(variables, decays, strict=True) if not decay]
+            )
+        self.optimizer.build(variables)
         self.loss = recipe.loss_function()
         self.xla = recipe.engine == "xla"
         self._compile()
 
     def load(self, model: keras.Model, optimizer: keras.Optimizer) -> None:
-        """Take over the state of the caller's model and optimizer."""
+        """Take over the state of the caller's model and optimizer, which stay as they are."""
         optimizer.build(model.trainable_variables)
-        _swap_averages(model, optimizer)
         _copy(model.variables, self.model.variables)
         _copy(_state(optimizer), _state(self.optimizer))
+        _swap_averages(self.model, self.optimizer)
 
     def store(self, model: keras.Model, optimizer: keras.Optimizer) -> None:
         """Hand the state back."""
+        _swap_averages(self.model, self.optimizer)
         _copy(self.model.variables, model.variables)
         _copy(_state(self.optimizer), _state(optimizer))
-        _swap_averages(model, optimizer)
 
     def hold(self, images: np.ndarray, labels: np.ndarray) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the training images and labels as `run` wants them."""
@@ -144,7 +183,18 @@ class Program:
         """Take some steps, compiled on the first call; see `_steps`."""
         try:
             return self._compiled(*arguments)
-        except (tf.errors.OutOfRangeError, tf.errors.DataLossError, tf.errors.InvalidArgumentError):
+        except (
+            tf.errors.OutOfRangeError,
+            tf.errors.DataLossError,
+            tf.errors.InvalidArgumentError,
+            tf.errors.UnimplementedError,
+        ) as error:
+            if self.xla and re.search(r"XLA_[CG]PU_JIT|tf2xla", str(error)):
+                reason = " ".join(str(error).split())
+                raise UserError(
+                    f"engine xla cannot compile this model: {reason[:300]} …; use graph "
+                    "(trainer.engine=graph)"
+                ) from error
             # A program that XLA kept may be cut short, by a kill or a full disk, and would now fail
             # for ever. It is read before the first step, so nothing has been trained yet.
             if not (self.xla and backend.forget_compiled_programs()):
@@ -171,19 +221,23 @@ class Program:
     ) -> tuple[tf.Tensor, tf.Tensor]:
         size = labels.shape[1]
 
-        def taken(
+        def take(
             step: tf.Tensor, loss_sum: tf.Tensor, hits: tf.Tensor
         ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             x, y = tf.gather(images, step), tf.gather(labels, step)
             if self.recipe.augmentation is not None:
-                draw = tf.stack([seed, tf.cast(self.optimizer.iterations.value, tf.int32)])
+                # Of batches; the public `iterations` counts updates, which may accumulate several.
+                taken = self.optimizer._iterations.value
+                draw = tf.stack([seed, tf.cast(taken, tf.int32)])
                 x = self.recipe.augmentation(x, draw)
             self.optimizer.learning_rate.assign(tf.gather(rates, step))
             with tf.GradientTape() as tape:
                 probabilities = self.model(x, training=True)
-                loss = tf.add_n([self.loss(y, probabilities), *self.model.losses])
+                added = [tf.reduce_sum(each) for each in self.model.losses]
+                loss = tf.add_n([self.loss(y, probabilities), *added])
+                scaled = self.optimizer.scale_loss(loss)
             variables = self.model.trainable_variables
-            self.optimizer.apply(tape.gradient(loss, variables), variables)
+            self.optimizer.apply(tape.gradient(scaled, variables), variables)
             right = tf.equal(tf.argmax(probabilities, axis=-1, output_type=tf.int32), y)
             return (
                 step + 1,
@@ -193,7 +247,7 @@ class Program:
 
         # A range or a slice here would make XLA compile again for each start and stop.
         _, loss_sum, hits = tf.while_loop(
-            lambda step, *_: step < stop, taken, (start, loss_sum, hits)
+            lambda step, *_: step < stop, take, (start, loss_sum, hits)
         )
         return loss_sum, hits
 
@@ -236,14 +290,23 @@ _replicas: OrderedDict[Hashable, _Replica] = OrderedDict()
 
 def _replica(model: keras.Model) -> _Replica:
     """Return the compiled replica of a model's architecture, made now or kept from before."""
+    kind = type(model).__name__
+    if not getattr(model, "inputs", None):
+        raise UserError(
+            f"the model {kind} has no inputs: it is not built yet, or a class of its own, which "
+            "could neither be compiled once nor reloaded later; make it of layers, as "
+            "keras.Sequential([keras.Input(…), …]) or keras.Model(inputs, outputs)"
+        )
     try:
         # The classes count, too: a notebook may define a layer of the same name anew.
         key = (model.to_json(), *(type(layer) for layer in model._flatten_layers()))
     except (NotImplementedError, TypeError) as error:
+        # Keras goes on with an example in Python.
+        reason = " ".join(str(error).partition("Example:")[0].split())
         raise UserError(
-            f"the model {type(model).__name__} cannot be rebuilt from its config, so it could "
-            f"neither be compiled once nor reloaded later: {error}; build it from Keras layers, "
-            "or give it get_config() and keras.saving.register_keras_serializable()"
+            f"the model {kind} cannot be rebuilt from its config, so it could neither be compiled "
+            f"once nor reloaded later: {reason} Give its layers get_config() and "
+            "keras.saving.register_keras_serializable()"
         ) from error
     if key not in _replicas:
         _replicas[key] = _Replica(model)
@@ -256,24 +319,46 @@ def _replica(model: keras.Model) -> _Replica:
 
 
 def program(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> Program:
-    """Return the compiled program of an architecture, optimizer and recipe, made once."""
+    """Return the compiled program of an architecture, optimizer and recipe, made once.
+
+    Raises:
+        UserError: The model or the optimizer cannot be rebuilt from its config.
+    """
     replica = _replica(model)
     settings = optimizer.get_config()
+    if "learning_rate" not in settings:
+        raise UserError(
+            f"the optimizer {type(optimizer).__name__} has no learning rate of its own; give the "
+            "one that it wraps (and loss_scale_factor to that, if losses are to be scaled)"
+        )
     # The rate is state, and the name counts up; neither is part of the program.
     del settings["learning_rate"], settings["name"]
-    loss = recipe.loss_function()
+    decays = tuple(map(optimizer._use_weight_decay, model.trainable_variables))
     key = (
         type(optimizer),
         json.dumps(settings, sort_keys=True, default=str),
-        type(loss),
-        json.dumps(loss.get_config(), sort_keys=True, default=str),
+        decays,
+        _key(recipe.loss_function()),
         recipe.engine,
         recipe.batch_size,
         recipe.augmentation,
     )
     if key not in replica.programs:
-        replica.programs[key] = Program(replica, optimizer, recipe)
+        replica.programs[key] = Program(replica, optimizer, recipe, decays)
     return replica.programs[key]
+
+
+def _key(loss: keras.losses.Loss) -> Hashable:
+    """Return what tells a loss from others."""
+    if type(loss).__module__.partition(".")[0] in ("keras", "fmnist_lab"):
+        return type(loss), json.dumps(loss.get_config(), sort_keys=True, default=str)
+    # Somebody's own may leave anything out of its config.
+    return loss
+
+
+def xla_lacks(model: keras.Model) -> frozenset[str]:
+    """Return the operations of a model's training pass that XLA cannot compile for this device."""
+    return _replica(model).xla_lacks
 
 
 def _state(optimizer: keras.Optimizer) -> list[keras.Variable]:
@@ -281,19 +366,48 @@ def _state(optimizer: keras.Optimizer) -> list[keras.Variable]:
     return [variable for variable in optimizer.variables if variable.name != "learning_rate"]
 
 
-def _undistribute(optimizer: keras.Optimizer) -> None:
-    """Have an optimizer update variables directly, without TensorFlow's distribution strategies.
+class _Undistributed(TFOptimizer):
+    """Updates variables directly, without TensorFlow's distribution strategies.
 
     They keep every graph alive that was ever traced through them, 4 MB for each architecture.
     """
-    base = BaseOptimizer
-    for method in (
-        base._backend_update_step,
-        base._apply_weight_decay,
-        base._overwrite_model_variables_with_average_value,
-        base._backend_increment_gradient_accumulators,
-    ):
-        setattr(optimizer, method.__name__, MethodType(method, optimizer))
+
+    _backend_update_step = BaseOptimizer._backend_update_step
+    _apply_weight_decay = BaseOptimizer._apply_weight_decay
+    _overwrite_model_variables_with_average_value = (
+        BaseOptimizer._overwrite_model_variables_with_average_value
+    )
+    _backend_increment_gradient_accumulators = (
+        BaseOptimizer._backend_increment_gradient_accumulators
+    )
+
+
+def _like(optimizer: keras.Optimizer) -> keras.Optimizer:
+    """Return another optimizer of the same settings, whose rate is fed to it step by step.
+
+    So neither the rate nor a schedule is compiled in.
+
+    Raises:
+        UserError: It cannot be rebuilt from its config.
+    """
+    kind = type(optimizer)
+    # What the optimizer's own class overrides comes first, and then what it overrides.
+    undistributed: Any = type(kind.__name__, (kind, _Undistributed), {})
+    other = undistributed.from_config({**optimizer.get_config(), "learning_rate": 0.0})
+    lost = [
+        name
+        for name, value in vars(optimizer).items()
+        if isinstance(value, (bool, int, float, str))
+        and name != "built"
+        and not name.startswith("_")
+        and getattr(other, name, None) != value
+    ]
+    if lost:
+        raise UserError(
+            f"the optimizer {kind.__name__} cannot be rebuilt from its config, which leaves out "
+            f"{', '.join(lost)}; have its get_config() return all arguments"
+        )
+    return other
 
 
 def _swap_averages(model: keras.Model, optimizer: keras.Optimizer) -> None:
@@ -301,7 +415,7 @@ def _swap_averages(model: keras.Model, optimizer: keras.Optimizer) -> None:
 
     Done before and after each epoch, it keeps the averages in the model in between.
     """
-    if not optimizer.use_ema or int(optimizer.iterations.numpy()) == 0:
+    if not optimizer.use_ema or int(optimizer._iterations.numpy()) == 0:
         return
     averages = optimizer._model_variables_moving_average
     for weight, average in zip(model.trainable_variables, averages, strict=True):
