@@ -1321,10 +1321,12 @@ def test_jobs_are_what_the_configs_offer():
 def test_several_callbacks_watch_a_training(doors, tmp_path):
     words = ("callbacks=[early_stopping,reduce_on_plateau]", "data.validation_fraction=0.2")
     small = ("data.train_limit=1000", "data.test_limit=500", "trainer.epochs=2")
-    process = doors("run", tmp_path, *words, *small)
+    process = doors("run", tmp_path, *words, *small, "trainer.threads=1")
     assert (process.code, process.err) == (0, "")
-    params = Tracked(tmp_path).one().data.params
-    assert params["callbacks"] == "early_stopping, reduce_on_plateau"
+    assert ", 1 thread\n" in process.out
+    found = Tracked(tmp_path).one().data
+    assert found.params["callbacks"] == "early_stopping, reduce_on_plateau"
+    assert found.tags["threads"] == "1"
 
 
 def test_what_fails_while_training_is_not_said_of_the_words(doors, tmp_path):

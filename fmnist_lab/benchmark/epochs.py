@@ -41,6 +41,7 @@ class Case:
 
 CASES = (
     Case("mlp", 32),
+    Case("mlp", 128),
     Case("cnn", 32),
     Case("cnn", 128),
     Case("cnn", 128, "bfloat16"),
@@ -60,6 +61,7 @@ def epochs(
     network: Literal["mlp", "cnn", "all"] = "all",
     rounds: int = 5,
     busy: int = 0,
+    slow: bool = False,
     output: Path | None = None,
 ) -> None:
     """Time epochs of 60,000 images: our engine, fit, and where installed PyTorch and JAX.
@@ -71,6 +73,7 @@ def epochs(
         network: The tutorial's network, a small convolutional one, or both.
         rounds: How many epochs of each contender count.
         busy: How many other processes keep a core busy meanwhile.
+        slow: Let JAX train the convolutional network, too, which takes minutes an epoch on a CPU.
         output: Folder for epochs.csv and epochs.png.
     """
     with reported():
@@ -84,7 +87,7 @@ def epochs(
         for case in (replace(case, busy=busy) for case in CASES):
             if network in (case.network, "all"):
                 with _kept_busy(busy):
-                    timed = _race(case, rounds, console)
+                    timed = _race(case, _names(case, slow, console), rounds, console)
                 rows += _rows(case, timed)
                 results[case.title] = timed
                 console.print(_table(case, timed))
@@ -119,9 +122,22 @@ def contender(name: str, network: str, batch_size: int, precision: str) -> None:
         print(time.perf_counter() - began, flush=True)
 
 
-def _race(case: Case, rounds: int, console: Console) -> dict[str, list[float]]:
-    with_products = (*contenders.CONTENDERS, *contenders.PRODUCTS)
-    names = with_products if case.network == "mlp" else contenders.WITH_CONVOLUTIONS
+def _names(case: Case, slow: bool, console: Console) -> tuple[str, ...]:
+    """Return who races, and say who does not."""
+    if case.network == "mlp":
+        return *contenders.CONTENDERS, *contenders.PRODUCTS
+    if case.precision != "float32":
+        return contenders.WITH_CONVOLUTIONS
+    if slow:
+        return *contenders.WITH_CONVOLUTIONS, contenders.SLOW_WITH_CONVOLUTIONS
+    name = contenders.SLOW_WITH_CONVOLUTIONS
+    console.print(f"{name} is left out, as it takes minutes an epoch; --slow lets it in")
+    return contenders.WITH_CONVOLUTIONS
+
+
+def _race(
+    case: Case, names: tuple[str, ...], rounds: int, console: Console
+) -> dict[str, list[float]]:
     racing: dict[str, subprocess.Popen[str]] = {}
     timed: dict[str, list[float]] = defaultdict(list)
     try:
