@@ -246,10 +246,10 @@ def _check_examples(model: keras.Model, images: np.ndarray, labels: np.ndarray, 
     """Refuse images and labels that do not fit a model or each other."""
     shape, dtype = tuple(model.input_shape[1:]), np.dtype(model.inputs[0].dtype)
     classes = model.output_shape[-1]
-    if not len(images) or len(images) != len(labels):
+    if not len(images) or labels.shape != (len(images),):
         raise UserError(
-            f"received {len(images)} {which} images and {len(labels)} labels, expected as many of "
-            "both, and at least one"
+            f"received {len(images)} {which} images and labels of shape {labels.shape}, expected "
+            "one label for each image, and at least one image"
         )
     fits = len(images.shape) == len(shape) + 1 and all(
         wanted in (None, given) for wanted, given in zip(shape, images.shape[1:], strict=True)

@@ -854,8 +854,12 @@ def test_a_model_of_a_class_of_its_own_is_refused_in_words(images, labels):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda x, y: (x[:0], y[:0]), "0 training images and 0 labels, expected as many of both"),
-        (lambda x, y: (x, y[:100]), "210 training images and 100 labels"),
+        (
+            lambda x, y: (x[:0], y[:0]),
+            r"0 training images and labels of shape \(0,\), expected one",
+        ),
+        (lambda x, y: (x, y[:100]), r"210 training images and labels of shape \(100,\)"),
+        (lambda x, y: (x, np.stack([y, y], axis=1)), r"images and labels of shape \(210, 2\)"),
         (lambda x, y: (x[:, :4], y), r"of shape \(4, 6\) and type uint8, expected \(8, 6\)"),
         (lambda x, y: (x / 255, y), r"type float64, expected \(8, 6\) and uint8"),
         (
