@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import keras
 import numpy as np
@@ -76,8 +77,9 @@ def train(
     Args:
         model: A built Sequential or functional Keras model from images to probabilities (n,
             classes).
-        images: The training images, shape (n, ...), of the model's input dtype.
-        labels: Their classes, shape (n,), integers from 0 to classes - 1.
+        images: The training images, shape (n, ...), as the model takes them; an axis of one channel
+            may be there or not, and the type may be any that has the same values.
+        labels: Their classes, shape (n,) or (n, 1), whole numbers from 0 to classes - 1.
         optimizer: Any Keras optimizer, with a constant rate or a schedule.
         epochs: The last epoch's number.
         recipe: How a step is taken.
@@ -100,19 +102,20 @@ def train(
     """
     program = engines.program(model, optimizer, recipe)
     check_callbacks(callbacks, optimizer, validation is not None)
-    listeners = _Listeners(callbacks, model, optimizer, epochs)
-    _check_examples(model, images, labels, "training")
+    images, labels = _examples(model, images, labels, "training")
     if validation is not None:
-        _check_examples(model, *validation, "validation")
+        validation = _examples(model, *validation, "validation")
+    steps = math.ceil(len(images) / recipe.batch_size)
+    listeners = _Listeners(callbacks, model, optimizer, epochs, steps)
     held = program.hold(images, labels)
-    rates_of = _rates(optimizer, math.ceil(len(images) / recipe.batch_size))
+    rates_of = _Rates(optimizer, steps)
     with listeners:
         if on_begin:
             on_begin()
         for number in range(first_epoch, epochs + 1):
             listeners.begin(number)
             order = np.random.default_rng([seed, number]).permutation(len(images))
-            rates = rates_of()
+            rates = rates_of.next_epoch()
             program.load(model, optimizer)
             report = (lambda seen, n=number: on_progress(n, seen)) if on_progress else None
             started = time.perf_counter()
@@ -160,7 +163,7 @@ def compile_ahead(
     Compiling happens outside Python's lock, so other threads can get their work done meanwhile.
     """
     program = engines.program(model, optimizer, recipe)
-    _check_examples(model, images, labels, "training")
+    images, labels = _examples(model, images, labels, "training")
     rates = np.zeros(math.ceil(len(images) / recipe.batch_size), np.float32)
     program.compile(*program.hold(images, labels), rates)
 
@@ -215,55 +218,104 @@ def check_callbacks(
                 f"callback {name} sets the learning rate, which a schedule sets at every step; "
                 "leave out one of them (schedule=constant)"
             )
-        _check_monitor(callback, validated)
+        others_measure = not all(map(_only_watches, callbacks))
+        _check_monitor(callback, validated, others_measure)
+
+
+def _is_of_keras(callback: keras.callbacks.Callback) -> bool:
+    return type(callback).__module__.partition(".")[0] == "keras"
+
+
+def _only_watches(callback: keras.callbacks.Callback) -> bool:
+    """Whether a callback cannot put a figure of its own among the logs, as anybody's may."""
+    return _is_of_keras(callback) and not isinstance(callback, keras.callbacks.LambdaCallback)
 
 
 def _monitor(callback: keras.callbacks.Callback) -> str:
     return str(getattr(callback, "monitor", ""))
 
 
-def _check_monitor(callback: keras.callbacks.Callback, validated: bool) -> None:
-    """Refuse a callback of Keras' that watches what nobody measures."""
+def _check_monitor(
+    callback: keras.callbacks.Callback, validated: bool, others_measure: bool
+) -> None:
+    """Refuse a callback that watches what nobody measures."""
     monitor = _monitor(callback)
     if not monitor or getattr(callback, "save_best_only", True) is False:
         return
     name = type(callback).__name__
-    if monitor.startswith("val_") and not validated:
+    if monitor in ("val_loss", "val_accuracy") and not validated:
         raise UserError(
             f"callback {name} watches {monitor}, but no images are held out to measure it on, "
             "and nothing is chosen on the test set; add for example "
             "data.validation_fraction=0.1"
         )
     measured = ["loss", "accuracy", *(["val_loss", "val_accuracy"] if validated else [])]
-    # A callback of one's own may watch what another one measures.
-    if type(callback).__module__.partition(".")[0] == "keras" and monitor not in measured:
+    measured.append("learning_rate")
+    if not others_measure and monitor not in measured:
         raise UserError(
             f"callback {name}: received monitor={monitor}, expected one of {', '.join(measured)}"
         )
+    if monitor not in measured[:-1] and getattr(callback, "mode", "") == "auto":
+        raise UserError(
+            f"callback {name} watches {monitor}, which may be better the higher or the lower; "
+            "add mode=max or mode=min"
+        )
 
 
-def _check_examples(model: keras.Model, images: np.ndarray, labels: np.ndarray, which: str) -> None:
-    """Refuse images and labels that do not fit a model or each other."""
+def _examples(
+    model: keras.Model, images: np.ndarray, labels: np.ndarray, which: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return images as a model takes them and labels as integers (n,).
+
+    Raises:
+        UserError: They do not fit the model or each other.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
     shape, dtype = tuple(model.input_shape[1:]), np.dtype(model.inputs[0].dtype)
-    classes = model.output_shape[-1]
+    # As in `fit`, a single channel may have an axis or none.
+    if images.ndim == len(shape) and shape[-1:] == (1,):
+        images = images[..., None]
+    elif images.ndim == len(shape) + 2 and images.shape[-1] == 1:
+        images = images[..., 0]
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
     if not len(images) or labels.shape != (len(images),):
         raise UserError(
             f"received {len(images)} {which} images and labels of shape {labels.shape}, expected "
             "one label for each image, and at least one image"
         )
-    fits = len(images.shape) == len(shape) + 1 and all(
+    fits = images.ndim == len(shape) + 1 and all(
         wanted in (None, given) for wanted, given in zip(shape, images.shape[1:], strict=True)
     )
-    if not fits or not np.can_cast(images.dtype, dtype, "same_kind"):
+    if not fits:
         raise UserError(
-            f"received {which} images of shape {tuple(images.shape[1:])} and type {images.dtype}, "
-            f"expected {shape} and {dtype}, which the model takes"
+            f"received {which} images of shape {images.shape[1:]}, expected {shape}, which the "
+            "model takes"
         )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= classes:
+    pixels = _converted(images, dtype)
+    if pixels is None:
+        raise UserError(
+            f"received {which} images of type {images.dtype} with values from {images.min()} to "
+            f"{images.max()}, expected {dtype}, which the model takes and which has no such values"
+        )
+    classes = _converted(labels, np.dtype(np.int64))
+    count = model.output_shape[-1]
+    if classes is None or classes.min() < 0 or classes.max() >= count:
         raise UserError(
             f"received {which} labels from {labels.min()} to {labels.max()} of type "
-            f"{labels.dtype}, expected integers from 0 to {classes - 1}, the model's classes"
+            f"{labels.dtype}, expected integers from 0 to {count - 1}, the model's classes"
         )
+    return pixels, classes
+
+
+def _converted(array: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
+    """Return an array as another type, or None if that has not all of its values."""
+    if array.dtype == dtype:
+        return array
+    with np.errstate(invalid="ignore"):
+        converted = array.astype(dtype)
+    rounded = np.can_cast(array.dtype, dtype, "same_kind") and dtype.kind not in "iu"
+    return converted if rounded or np.array_equal(converted, array) else None
 
 
 class _Listeners:
@@ -275,11 +327,12 @@ class _Listeners:
         model: keras.Model,
         optimizer: keras.Optimizer,
         epochs: int,
+        steps: int,
     ) -> None:
         self.callbacks = callbacks
         self.model = model
         self.optimizer = optimizer
-        self.epochs = epochs
+        self.params = {"epochs": epochs, "steps": steps, "verbose": 0}
         self.finished = False
 
     def __enter__(self) -> None:
@@ -288,16 +341,23 @@ class _Listeners:
         if self.callbacks:
             # Where callbacks such as ReduceLROnPlateau look for it.
             self.model.optimizer = self.optimizer
-        for callback in self.callbacks:
-            if _monitor(callback).endswith("accuracy") and getattr(callback, "mode", "") == "auto":
-                # Keras would ask the compiled model's metrics, and there are none.
-                callback.mode = "max"
-            callback.set_params({"epochs": self.epochs, "verbose": 0})
-            callback.set_model(self.model)
-            callback.on_train_begin()
+        try:
+            for callback in self.callbacks:
+                if _is_of_keras(callback) and _monitor(callback) in ("accuracy", "val_accuracy"):
+                    # Keras would ask the compiled model's metrics, and there are none.
+                    callback.mode = "max" if callback.mode == "auto" else callback.mode
+                callback.set_params(dict(self.params))
+                callback.set_model(self.model)
+                callback.on_train_begin()
+        except BaseException:
+            self._restore()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.finish()
+        self._restore()
+
+    def _restore(self) -> None:
         if self.callbacks:
             self.model.optimizer = self.before
 
@@ -323,7 +383,7 @@ class _Listeners:
             logs |= {"val_loss": epoch.validation.loss, "val_accuracy": epoch.validation.accuracy}
         for callback in self.callbacks:
             callback.on_epoch_end(epoch.number - 1, logs)
-        return self.model.stop_training or epoch.number == self.epochs
+        return self.model.stop_training or epoch.number == self.params["epochs"]
 
     def finish(self) -> None:
         if not self.finished:
@@ -332,22 +392,30 @@ class _Listeners:
                 callback.on_train_end()
 
 
-def _rates(optimizer: keras.Optimizer, steps: int) -> Callable[[], np.ndarray]:
-    """Return a function that returns the rates of the next steps to be taken, float32 (steps,)."""
-    schedule = optimizer._learning_rate
-    if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
-        return lambda: np.full(steps, float(optimizer.learning_rate), np.float32)
+class _Rates:
+    """The learning rates of steps to come, from what the optimizer has by then."""
 
-    def rate(position: tf.Tensor) -> tf.Tensor:
-        return tf.cast(schedule(position), tf.float32)
+    def __init__(self, optimizer: keras.Optimizer, steps: int) -> None:
+        self.optimizer = optimizer
+        self.steps = steps
+        self.schedule: Any = None
 
-    # All at once: one by one takes 20 ms for 1,875 steps, a quarter of a fast epoch.
-    evaluate = tf.function(lambda positions: tf.vectorized_map(rate, positions), autograph=False)
+    def next_epoch(self) -> np.ndarray:
+        """Return the rate of each of the next steps, float32 (steps,)."""
+        schedule = self.optimizer._learning_rate
+        if not isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+            return np.full(self.steps, float(self.optimizer.learning_rate), np.float32)
+        if schedule is not self.schedule:
 
-    def rates() -> np.ndarray:
+            def rate(position: tf.Tensor) -> tf.Tensor:
+                return tf.cast(schedule(position), tf.float32)
+
+            # All at once: one by one takes 20 ms for 1,875 steps, a quarter of a fast epoch.
+            self.schedule, self.evaluate = (
+                schedule,
+                tf.function(lambda steps: tf.vectorized_map(rate, steps), autograph=False),
+            )
         # Batches, as Keras has it: its public `iterations` counts several of them as one where
         # gradients are accumulated.
-        first = optimizer._iterations.numpy()
-        return evaluate(tf.range(first, first + steps)).numpy()
-
-    return rates
+        first = self.optimizer._iterations.numpy()
+        return self.evaluate(tf.range(first, first + self.steps)).numpy()

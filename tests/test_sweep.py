@@ -153,6 +153,24 @@ def test_a_sweep_that_is_going_on_is_not_begun_a_second_time(tmp_path):
     assert (again.id, again.continued) == (first.id, True)
 
 
+def test_what_a_killed_sweep_has_left_running_is_marked_when_it_is_resumed(tmp_path):
+    store = Store.locate(f"sqlite:///{tmp_path}/mlflow.db")
+    here = {"host": socket.gethostname()}
+    tags = {"sweep.hash": "same", **here}
+    first = SweepRun.open(store, None, "sweep", tags, resume=False, here=True)
+    client = MlflowClient(store.uri)
+    scratch = Scratch.claim(store.unfinished, "x")
+    member = {member_tag(first.id): "00000", "mlflow.parentRunId": first.id}
+    member |= {"scratch": str(scratch.folder), **here}
+    run_id = client.create_run(first.experiment_id, tags=member).info.run_id
+    scratch.release()
+    client.set_tag(first.id, "process", "another-boot 1 1")
+    again = SweepRun.open(store, None, "sweep", tags, resume=True, here=True)
+    assert again.id == first.id
+    assert client.get_run(run_id).info.status == "KILLED"
+    assert client.get_run(first.id).info.status == "RUNNING"
+
+
 def test_a_store_that_is_away_at_the_end_of_a_job_does_not_end_the_sweep(tmp_path):
     store = Store.locate(f"sqlite:///{tmp_path}/mlflow.db")
     run = SweepRun.open(store, None, "sweep", {}, resume=False)

@@ -201,6 +201,19 @@ def test_an_optimizer_whose_config_lacks_an_argument_is_refused(images, labels):
     with pytest.raises(UserError, match=r"Own cannot be rebuilt .* leaves out factor"):
         run(mlp(), images, labels, Own(factor=0.5), engine="graph")
 
+    class Whole(Own):
+        def __init__(self, learning_rate=0.1, **rest):
+            super().__init__(learning_rate, **rest)
+            self.base_rate = float(learning_rate)
+            self.steps = 0
+
+        def get_config(self):
+            return {**super().get_config(), "factor": self.factor}
+
+    whole = Whole(factor=0.5)
+    whole.steps = 3
+    run(mlp(), images, labels, whole, engine="graph")
+
 
 def test_an_optimizer_around_another_is_refused(images, labels):
     import keras
@@ -726,6 +739,42 @@ def test_losses_of_one_name_are_not_taken_for_each_other(images, labels):
     assert twice.loss == pytest.approx(2 * once.loss, rel=1e-5)
 
 
+def test_losses_are_known_again_by_what_they_hold(images, labels):
+    """Of Keras or one's own, with whatever in them, and compiled once if it is the same."""
+    import keras
+
+    from fmnist_lab.engines import graphs
+
+    class Weighted(keras.losses.Loss):
+        def __init__(self, weights) -> None:
+            super().__init__()
+            self.weights = weights
+
+        def call(self, y_true, y_pred):
+            loss = keras.losses.sparse_categorical_crossentropy(y_true, y_pred)
+            return keras.ops.take(self.weights, keras.ops.cast(y_true, "int32")) * loss
+
+    one, two = np.ones(CLASSES, np.float32), np.full(CLASSES, 2, np.float32)
+    first, again, twice = (
+        run(mlp(), images, labels, epochs=1, loss=Weighted(weighing))[0].loss
+        for weighing in (one, one, two)
+    )
+    assert first == again
+    assert twice > 1.5 * first
+    assert graphs._key(Weighted(one)) == graphs._key(Weighted(one))
+    huber = keras.losses.Huber
+    assert graphs._key(huber()) == graphs._key(huber()) != graphs._key(huber(delta=2.0))
+
+
+def test_few_programs_of_an_architecture_stay(images, labels):
+    from fmnist_lab.engines import graphs
+
+    for momentum in range(graphs.PROGRAMS_KEPT + 2):
+        optimizer = build({**SGD, "momentum": momentum / 100})
+        run(mlp(3), images[:32], labels[:32], optimizer, epochs=1, engine="graph")
+    assert len(graphs._replica(mlp(3)).programs) == graphs.PROGRAMS_KEPT
+
+
 def test_a_layer_that_was_written_anew_is_not_taken_for_the_old_one(images):
     """As in a notebook, whose cell with a layer is edited and run again."""
     import keras
@@ -854,19 +903,15 @@ def test_a_model_of_a_class_of_its_own_is_refused_in_words(images, labels):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (
-            lambda x, y: (x[:0], y[:0]),
-            r"0 training images and labels of shape \(0,\), expected one",
-        ),
+        (lambda x, y: (x[:0], y[:0]), r"0 training images and labels of shape \(0,\), expected"),
         (lambda x, y: (x, y[:100]), r"210 training images and labels of shape \(100,\)"),
         (lambda x, y: (x, np.stack([y, y], axis=1)), r"images and labels of shape \(210, 2\)"),
-        (lambda x, y: (x[:, :4], y), r"of shape \(4, 6\) and type uint8, expected \(8, 6\)"),
-        (lambda x, y: (x / 255, y), r"type float64, expected \(8, 6\) and uint8"),
-        (
-            lambda x, y: (x, y + 1),
-            "labels from 1 to 5 of type uint8, expected integers from 0 to 4",
-        ),
+        (lambda x, y: (x[:, :4], y), r"images of shape \(4, 6\), expected \(8, 6\)"),
+        (lambda x, y: (x / 255, y), "type float64 with values from 0.0 to 1.0, expected uint8"),
+        (lambda x, y: (x + np.uint16(1), y), "type uint16 with values from 1 to 256"),
+        (lambda x, y: (x, y + 1), "labels from 1 to 5 of type uint8, expected integers from 0 to"),
         (lambda x, y: (x, y - 1.0), "labels from -1.0 to 3.0 of type float64"),
+        (lambda x, y: (x, y / 2), "labels from 0.0 to 2.0 of type float64"),
     ],
 )
 def test_images_and_labels_that_do_not_fit_are_refused(images, labels, change, said, engine):
@@ -875,32 +920,73 @@ def test_images_and_labels_that_do_not_fit_are_refused(images, labels, change, s
         run(mlp(), *change(images, labels), engine=engine)
 
 
-def rotating():
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, y: (x[..., None], y[:, None]),
+        lambda x, y: (x.astype(np.float64), y.astype(np.float32)),
+        lambda x, y: (x.astype(np.int64), list(y)),
+    ],
+    ids=["axes of one", "floats", "integers"],
+)
+def test_the_same_values_in_another_guise_are_the_same(images, labels, change, engine):
+    """A channel axis, labels in a column, another type: what `fit` takes as well."""
+    model, expected = mlp(), mlp()
+    run(model, *change(images, labels), epochs=1, engine=engine)
+    run(expected, images, labels, epochs=1, engine=engine)
+    assert same_bits(model, expected)
+
+
+def test_a_channel_axis_that_the_model_has_may_be_missing(images, labels):
     import keras
 
     keras.utils.set_random_seed(0)
+    layers = [keras.layers.Flatten(), keras.layers.Dense(CLASSES, activation="softmax")]
+    model = keras.Sequential([keras.Input((*SHAPE, 1), dtype="uint8"), *layers])
+    before = weights(model)
+    (epoch,) = run(model, images, labels, epochs=1)
+    assert np.isfinite(epoch.loss)
+    assert not np.array_equal(weights(model)[0], before[0])
+
+
+def beyond_xla(which: str):
+    """A model with an operation that XLA lacks, or whose gradient it lacks."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    layers = {
+        "forward": lambda: [keras.layers.RandomRotation(0.1)],
+        "gradient": lambda: [
+            keras.layers.Flatten(),
+            keras.layers.Dense(16),
+            keras.layers.Reshape((4, 4, 1)),
+            keras.layers.Resizing(8, 8, interpolation="nearest"),
+        ],
+    }[which]()
     return keras.Sequential(
         [
             keras.Input(SHAPE, dtype="uint8"),
             keras.layers.Reshape((*SHAPE, 1)),
-            keras.layers.RandomRotation(0.1),
+            *layers,
             keras.layers.Flatten(),
             keras.layers.Dense(CLASSES, activation="softmax"),
         ]
     )
 
 
-def test_a_model_that_xla_cannot_compile_is_trained_by_graph(images, labels, monkeypatch):
+@pytest.mark.parametrize("which", ["forward", "gradient"])
+def test_a_model_that_xla_cannot_compile_is_trained_by_graph(images, labels, monkeypatch, which):
     from fmnist_lab import backend, engines
 
-    assert engines.choose(rotating(), build(SGD), engines.Recipe()) == "graph"
+    assert engines.choose(beyond_xla(which), build(SGD), engines.Recipe()) == "graph"
     assert engines.choose(mlp(dropout=0.1), build(SGD), engines.Recipe()) == "xla"
-    (epoch,) = run(rotating(), images, labels, epochs=1)
+    (epoch,) = run(beyond_xla(which), images, labels, epochs=1)
     assert np.isfinite(epoch.loss)
     # It is not taken for a program that was kept and is damaged, which would cost all the others.
     monkeypatch.setattr(backend, "forget_compiled_programs", lambda: 1 / 0)
-    with pytest.raises(UserError, match=r"cannot compile .*ImageProjective.*trainer\.engine=graph"):
-        run(rotating(), images, labels, epochs=1, engine="xla")
+    with pytest.raises(UserError, match=r"cannot compile .*(Projective|Nearest).*engine=graph"):
+        run(beyond_xla(which), images, labels, epochs=1, engine="xla")
 
 
 # Callbacks
@@ -968,6 +1054,7 @@ def test_a_compiled_model_keeps_its_optimizer(images, labels):
             lambda callbacks: callbacks.EarlyStopping("val_acc"),
             "monitor=val_acc, expected one of loss, accuracy, val_loss, val_accuracy",
         ),
+        (lambda callbacks: callbacks.EarlyStopping("learning_rate"), "add mode=max or mode=min"),
         (
             lambda callbacks: callbacks.LambdaCallback(on_train_batch_end=lambda *_: None),
             r"LambdaCallback acts on batches \(on_train_batch_end\)",
@@ -984,6 +1071,30 @@ def test_a_callback_that_could_not_be_served_is_refused(images, labels, make, sa
 
     with pytest.raises(UserError, match=said):
         callback_run(mlp(), images, labels, [make(keras.callbacks)], epochs=1)
+
+
+def test_what_another_callback_measures_may_be_watched(images, labels):
+    import keras
+
+    measuring = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: logs.update(mine=-epoch)
+    )
+    stopping = keras.callbacks.EarlyStopping("mine", mode="max", patience=1)
+    epochs = callback_run(mlp(), images, labels, [measuring, stopping], epochs=9)
+    assert len(epochs) == 2
+
+
+def test_a_schedule_that_a_callback_brings_is_obeyed(images, labels):
+    import keras
+
+    class Bringing(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            rates = keras.optimizers.schedules.PiecewiseConstantDecay([6], [0.1, 0.02])
+            self.model.optimizer.learning_rate = rates
+            assert self.params["steps"] == 5
+
+    epochs = callback_run(mlp(), images, labels, [Bringing()], epochs=2)
+    assert [epoch.learning_rate for epoch in epochs] == pytest.approx([0.1, 0.02])
 
 
 @pytest.mark.parametrize("name", ["ReduceLROnPlateau", "LearningRateScheduler"])

@@ -82,7 +82,7 @@ def choose(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> st
     convolves = any("conv" in type(layer).__name__.lower() for layer in model._flatten_layers())
     if convolves and not tf.config.list_physical_devices("GPU"):
         return "graph"
-    return "graph" if graphs.xla_lacks(model) else "xla"
+    return "graph" if graphs.xla_lacks(model, recipe.batch_size) else "xla"
 
 
 def program(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> Program:

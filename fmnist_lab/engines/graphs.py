@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import gc
+import inspect
 import json
 import re
 from collections import OrderedDict
@@ -27,6 +27,8 @@ PREDICTION_BATCH = 32
 FAST_PREDICTION_BATCH = 5000
 # Replicas that stay compiled: a sweep over seeds and rates needs one, one over widths a few.
 REPLICAS_KEPT = 4
+# Programs of each, which differ in what is compiled in, such as momentum or weight decay.
+PROGRAMS_KEPT = 8
 
 
 def predict(
@@ -54,7 +56,8 @@ class _Replica:
 
     def __init__(self, model: keras.Model) -> None:
         self.model = keras.models.clone_model(model)
-        self.programs: dict[Hashable, Program] = {}
+        self.programs: OrderedDict[Hashable, Program] = OrderedDict()
+        self.lacks: dict[int, frozenset[str]] = {}
         self.predict = tf.function(
             lambda images: self.model(images, training=False),
             input_signature=[tf.TensorSpec(model.inputs[0].shape, model.inputs[0].dtype)],
@@ -79,12 +82,29 @@ class _Replica:
     def load(self, model: keras.Model) -> None:
         _copy(model.variables, self.model.variables)
 
-    @functools.cached_property
-    def xla_lacks(self) -> frozenset[str]:
-        """The operations of a training pass that XLA cannot compile for this device."""
+    def xla_lacks(self, batch_size: int) -> frozenset[str]:
+        """Return the operations of a step that XLA cannot compile for this device.
+
+        Those of the loss, the optimizer and the augmentation are left out, and all of a model that
+        cannot be traced, which compiling it will say.
+        """
+        if batch_size not in self.lacks:
+            try:
+                self.lacks[batch_size] = self._xla_lacks(batch_size)
+            except Exception:
+                self.lacks[batch_size] = frozenset()
+        return self.lacks[batch_size]
+
+    def _xla_lacks(self, batch_size: int) -> frozenset[str]:
+        def step(images: tf.Tensor) -> list[tf.Tensor]:
+            with tf.GradientTape() as tape:
+                outputs = [self.model(images, training=True), *self.model.losses]
+                total = tf.add_n([tf.reduce_sum(each) for each in outputs])
+            return tape.gradient(total, self.model.trainable_variables)
+
         image = self.model.inputs[0]
-        trace = tf.function(lambda images: self.model(images, training=True), autograph=False)
-        traced = trace.get_concrete_function(tf.TensorSpec((2, *image.shape[1:]), image.dtype))
+        spec = tf.TensorSpec((batch_size, *image.shape[1:]), image.dtype)
+        traced = tf.function(step, autograph=False).get_concrete_function(spec)
         definition = traced.graph.as_graph_def()
         nodes = [*definition.node, *(n for f in definition.library.function for n in f.node_def)]
         device = "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
@@ -192,7 +212,7 @@ class Program:
             if self.xla and re.search(r"XLA_[CG]PU_JIT|tf2xla", str(error)):
                 reason = " ".join(str(error).split())
                 raise UserError(
-                    f"engine xla cannot compile this model: {reason[:300]} …; use graph "
+                    f"engine xla cannot compile this training: {reason[:300]} …; use graph "
                     "(trainer.engine=graph)"
                 ) from error
             # A program that XLA kept may be cut short, by a kill or a full disk, and would now fail
@@ -328,8 +348,8 @@ def program(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> P
     settings = optimizer.get_config()
     if "learning_rate" not in settings:
         raise UserError(
-            f"the optimizer {type(optimizer).__name__} has no learning rate of its own; give the "
-            "one that it wraps (and loss_scale_factor to that, if losses are to be scaled)"
+            f"the optimizer {type(optimizer).__name__} has no learning rate of its own, as it acts "
+            "through others; give one of those (loss_scale_factor scales its losses)"
         )
     # The rate is state, and the name counts up; neither is part of the program.
     del settings["learning_rate"], settings["name"]
@@ -345,20 +365,48 @@ def program(model: keras.Model, optimizer: keras.Optimizer, recipe: Recipe) -> P
     )
     if key not in replica.programs:
         replica.programs[key] = Program(replica, optimizer, recipe, decays)
+    replica.programs.move_to_end(key)
+    while len(replica.programs) > PROGRAMS_KEPT:
+        replica.programs.popitem(last=False)
     return replica.programs[key]
 
 
+PLAIN = (bool, int, float, str, type(None))
+
+
 def _key(loss: keras.losses.Loss) -> Hashable:
-    """Return what tells a loss from others."""
-    if type(loss).__module__.partition(".")[0] in ("keras", "fmnist_lab"):
-        return type(loss), json.dumps(loss.get_config(), sort_keys=True, default=str)
-    # Somebody's own may leave anything out of its config.
-    return loss
+    """Return what tells a loss from others, of which its config may leave out a part."""
+    settings = loss.get_config()
+    # It counts up.
+    settings.pop("name", None)
+    common = vars(keras.losses.Loss())
+    own = [(name, _told(each)) for name, each in vars(loss).items() if name not in common]
+    return type(loss), json.dumps(settings, sort_keys=True, default=str), tuple(own)
 
 
-def xla_lacks(model: keras.Model) -> frozenset[str]:
-    """Return the operations of a model's training pass that XLA cannot compile for this device."""
-    return _replica(model).xla_lacks
+def _told(value: object) -> Hashable:
+    """Return a plain value by what it is, and anything else by which one it is."""
+    if isinstance(value, dict):
+        return tuple((_told(key), _told(each)) for key, each in value.items())
+    return value if isinstance(value, PLAIN) else _Same(value)
+
+
+class _Same:
+    """Something that equals nothing but itself, be it an array or a function."""
+
+    def __init__(self, it: object) -> None:
+        self.it = it
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.it is self.it
+
+    def __hash__(self) -> int:
+        return id(self.it)
+
+
+def xla_lacks(model: keras.Model, batch_size: int) -> frozenset[str]:
+    """Return the operations of a model's steps that XLA cannot compile for this device."""
+    return _replica(model).xla_lacks(batch_size)
 
 
 def _state(optimizer: keras.Optimizer) -> list[keras.Variable]:
@@ -393,21 +441,29 @@ def _like(optimizer: keras.Optimizer) -> keras.Optimizer:
     kind = type(optimizer)
     # What the optimizer's own class overrides comes first, and then what it overrides.
     undistributed: Any = type(kind.__name__, (kind, _Undistributed), {})
-    other = undistributed.from_config({**optimizer.get_config(), "learning_rate": 0.0})
-    lost = [
-        name
-        for name, value in vars(optimizer).items()
-        if isinstance(value, (bool, int, float, str))
-        and name != "built"
-        and not name.startswith("_")
-        and getattr(other, name, None) != value
-    ]
+    settings = optimizer.get_config()
+    lost = [] if kind.__module__.partition(".")[0] == "keras" else _lost(optimizer, settings)
     if lost:
         raise UserError(
             f"the optimizer {kind.__name__} cannot be rebuilt from its config, which leaves out "
             f"{', '.join(lost)}; have its get_config() return all arguments"
         )
-    return other
+    return undistributed.from_config({**settings, "learning_rate": 0.0})
+
+
+def _lost(optimizer: keras.Optimizer, settings: dict[str, Any]) -> list[str]:
+    """Return the arguments of an optimizer that another one of the same config would not have."""
+    rate = optimizer._learning_rate
+    if isinstance(rate, keras.Variable):
+        rate = float(rate.numpy())
+    other = type(optimizer).from_config({**settings, "learning_rate": rate})
+    return [
+        name
+        for name in inspect.signature(type(optimizer).__init__).parameters
+        if name not in ("name", "learning_rate")
+        and isinstance(value := vars(optimizer).get(name), PLAIN)
+        and vars(other).get(name) != value
+    ]
 
 
 def _swap_averages(model: keras.Model, optimizer: keras.Optimizer) -> None:

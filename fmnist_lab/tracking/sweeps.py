@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_lab.errors import UserError
-from fmnist_lab.tracking.heal import HERE_TAG, is_delivered_later, is_going_on, this_process
+from fmnist_lab.tracking.heal import HERE_TAG, heal, is_delivered_later, is_going_on, this_process
 from fmnist_lab.tracking.query import Found, curves, member_tag, members, members_of
 from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, Store, quiet_mlflow
 
@@ -101,6 +101,8 @@ class SweepRun:
                     "very command is in progress; wait for it, or stop it first"
                 )
             if found:
+                # What its process has left RUNNING is not what this one will look after.
+                heal(store)
                 client.update_run(found[0].info.run_id, status="RUNNING")
                 for key, value in process.items():
                     client.set_tag(found[0].info.run_id, key, value)
