@@ -209,7 +209,7 @@ class Program:
             tf.errors.InvalidArgumentError,
             tf.errors.UnimplementedError,
         ) as error:
-            if self.xla and re.search(r"XLA_[CG]PU_JIT|tf2xla", str(error)):
+            if self.xla and re.search("unsupported operations|tf2xla conversion failed", str(error)):
                 reason = " ".join(str(error).split())
                 raise UserError(
                     f"engine xla cannot compile this training: {reason[:300]} …; use graph "
