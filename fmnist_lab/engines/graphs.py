@@ -209,8 +209,8 @@ class Program:
             tf.errors.InvalidArgumentError,
             tf.errors.UnimplementedError,
         ) as error:
-            if self.xla and re.search("unsupported operations|tf2xla conversion failed", str(error)):
-                reason = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
+            if self.xla and re.search("unsupported operations|tf2xla conversion failed", reason):
                 raise UserError(
                     f"engine xla cannot compile this training: {reason[:300]} …; use graph "
                     "(trainer.engine=graph)"
