@@ -64,6 +64,7 @@ def train(
     import keras
 
     from fmnist_lab import memory, training
+    from fmnist_lab.callbacks import check as check_callbacks
 
     memory.check(
         lambda: assembly.built(config, dataset),
@@ -74,7 +75,7 @@ def train(
     optimizer = assembly.build_optimizer(config, len(dataset.train_images))
     callbacks = [callback.build() for callback in config.callbacks.values()]
     validation = _validation(dataset)
-    training.check_callbacks(callbacks, optimizer, validation is not None)
+    check_callbacks(callbacks, optimizer, validation is not None)
     engine_before = engine_before or (earlier.engine.split(THEN)[-1] if earlier else "")
     recipe = assembly.build_recipe(config, model, optimizer, engine_before)
     epochs, images, labels = config.trainer.epochs, dataset.train_images, dataset.train_labels
