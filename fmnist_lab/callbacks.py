@@ -38,6 +38,8 @@ def check(
     scheduled = isinstance(
         optimizer._learning_rate, keras.optimizers.schedules.LearningRateSchedule
     )
+    setters = (keras.callbacks.ReduceLROnPlateau, keras.callbacks.LearningRateScheduler)
+    others_measure = not all(map(_only_watches, callbacks))
     for callback in callbacks:
         name = type(callback).__name__
         # Those of LambdaCallback are the instance's own.
@@ -57,13 +59,11 @@ def check(
                 f"callback {name} puts averaged weights in place, which they are between epochs "
                 "anyway; leave it out"
             )
-        setters = (keras.callbacks.ReduceLROnPlateau, keras.callbacks.LearningRateScheduler)
         if scheduled and isinstance(callback, setters):
             raise UserError(
                 f"callback {name} sets the learning rate, which a schedule sets at every step; "
                 "leave out one of them (schedule=constant)"
             )
-        others_measure = not all(map(_only_watches, callbacks))
         _check_monitor(callback, validated, others_measure)
 
 
@@ -94,13 +94,13 @@ def _check_monitor(
             "and nothing is chosen on the test set; add for example "
             "data.validation_fraction=0.1"
         )
-    measured = ["loss", "accuracy", *(["val_loss", "val_accuracy"] if validated else [])]
-    measured.append("learning_rate")
+    scores = ["loss", "accuracy", *(["val_loss", "val_accuracy"] if validated else [])]
+    measured = [*scores, "learning_rate"]
     if not others_measure and monitor not in measured:
         raise UserError(
             f"callback {name}: received monitor={monitor}, expected one of {', '.join(measured)}"
         )
-    if monitor not in measured[:-1] and getattr(callback, "mode", "") == "auto":
+    if monitor not in scores and getattr(callback, "mode", "") == "auto":
         raise UserError(
             f"callback {name} watches {monitor}, which may be better the higher or the lower; "
             "add mode=max or mode=min"

@@ -442,8 +442,7 @@ def _like(optimizer: keras.Optimizer) -> keras.Optimizer:
     # What the optimizer's own class overrides comes first, and then what it overrides.
     undistributed: Any = type(kind.__name__, (kind, _Undistributed), {})
     settings = optimizer.get_config()
-    lost = [] if kind.__module__.partition(".")[0] == "keras" else _lost(optimizer, settings)
-    if lost:
+    if lost := _lost(optimizer, settings):
         raise UserError(
             f"the optimizer {kind.__name__} cannot be rebuilt from its config, which leaves out "
             f"{', '.join(lost)}; have its get_config() return all arguments"
