@@ -1,6 +1,6 @@
-"""A model of one's own, in one file: one dense layer that sees an image patch by patch.
+"""Your own model in one file: the same dense layer is applied to each patch of the image.
 
-In this folder:
+Run in this folder:
 
     python -m fmnist_lab.run model=own model._target_=patches.patches +model.units=64
 """
@@ -14,13 +14,13 @@ from keras import layers
 def patches(
     image_shape: tuple[int, ...], classes: int, size: int = 7, units: int = 64
 ) -> keras.Model:
-    """Build a network that looks at squares of the image with the same weights, then at all.
+    """Build a network that applies the same weights to each patch, then combines all patches.
 
     Args:
         image_shape: Shape of one image, (height, width); both are multiples of `size`.
         classes: Number of classes.
         size: Height and width of a patch, in pixels.
-        units: What is computed of each patch, and of all of them.
+        units: Units of the dense layer for each patch, and of the dense layer for all patches.
 
     Returns:
         A model from uint8 (n, height, width) to float32 probabilities (n, classes).

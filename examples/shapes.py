@@ -1,6 +1,6 @@
-"""A data set of one's own, in four IDX files: discs, squares and crosses, 14x14 pixels.
+"""Your own data set in four IDX files: discs, squares and crosses, 14x14 pixels.
 
-In this folder:
+Run in this folder:
 
     python shapes.py
     python -m fmnist_lab.run --config-dir conf data=shapes
@@ -17,7 +17,11 @@ NAMES = ("disc", "square", "cross")
 
 
 def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw shapes of random kind, size and place, in noise.
+    """Draw shapes of random kind, size and place on a noisy background.
+
+    Args:
+        count: Number of images.
+        seed: Seed of the random numbers.
 
     Returns:
         Images, uint8 (count, SIDE, SIDE), and labels, uint8 (count,), indices into NAMES.
@@ -39,7 +43,12 @@ def draw(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_idx(file: Path, array: np.ndarray) -> None:
-    """Write an array of uint8 as an IDX file: its number of dimensions, its sizes, its bytes."""
+    """Write an IDX file: the type code, the number of dimensions, the sizes and the bytes.
+
+    Args:
+        file: Path of the file.
+        array: uint8, of any shape.
+    """
     sizes = np.array(array.shape, ">u4").tobytes()
     file.write_bytes(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes())
 

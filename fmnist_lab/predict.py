@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 from cyclopts import App, Parameter
 
-from fmnist_lab import backend, data, process, tracking
-from fmnist_lab.errors import UserError, reported
+from fmnist_lab import data, tracking
+from fmnist_lab.errors import FULL_DISK, UserError, reported
+from fmnist_lab.system import process
+from fmnist_lab.training import runtime
 
 if TYPE_CHECKING:
     import keras
@@ -39,7 +44,12 @@ class Classifier:
     class_names: tuple[str, ...]
     uri: str
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of one image, such as (28, 28)."""
+        return tuple(self.model.input_shape[1:])
+
+    def predict(self, images: npt.ArrayLike) -> np.ndarray:
         """Return the probability of each class.
 
         Args:
@@ -51,35 +61,28 @@ class Classifier:
         Raises:
             UserError: The images have another shape or hold anything but whole numbers 0 to 255.
         """
-        from fmnist_lab import engines
+        from fmnist_lab.training import engines
 
-        shape = tuple(self.model.input_shape[1:])
+        shape = self.image_shape
+        expected = f"expected one image {shape} or a batch (n, {', '.join(map(str, shape))})"
         try:
-            images = np.asarray(images)
+            given = np.asarray(images)
         except (ValueError, TypeError, OverflowError) as error:
-            raise UserError(
-                f"images: received what is no array ({' '.join(str(error).split())}), expected "
-                f"one image {shape} or a batch (n, {', '.join(map(str, shape))})"
-            ) from None
-        if images.shape != shape and images.shape[1:] != shape:
-            raise UserError(
-                f"images: received shape {images.shape}, expected one image {shape} or a batch "
-                f"(n, {', '.join(map(str, shape))})"
-            )
-        pixels = images.dtype.kind in "ui" or (
-            images.dtype.kind == "f"
-            and bool(np.isfinite(images).all())
-            and bool((images == np.floor(images)).all())
-        )
-        if not pixels or (images.size and (images.min() < 0 or images.max() > 255)):
+            reason = " ".join(str(error).split())
+            raise UserError(f"images: received no array ({reason}), {expected}") from None
+        if shape not in (given.shape, given.shape[1:]):
+            raise UserError(f"images: received shape {given.shape}, {expected}")
+        with np.errstate(invalid="ignore"):
+            pixels = given.astype(np.uint8) if given.dtype.kind in "uif" else None
+        if pixels is None or not np.array_equal(pixels, given):
             raise UserError(
                 "images: received numbers that are no pixels, expected whole numbers from 0 to "
                 "255; the model rescales them itself, so do not divide by 255"
             )
-        raw = images.astype(np.uint8)
-        batch = raw[None] if images.shape == shape else raw
-        probabilities = engines.predict(self.model, batch)
-        return probabilities[0] if images.shape == shape else probabilities
+        if given.shape == shape:
+            probabilities: np.ndarray = engines.predict(self.model, pixels[None])[0]
+            return probabilities
+        return engines.predict(self.model, pixels)
 
 
 def load(uri: str | None = None, *, store: str | None = None) -> Classifier:
@@ -93,24 +96,42 @@ def load(uri: str | None = None, *, store: str | None = None) -> Classifier:
     Raises:
         UserError: There is no such model, or it is no Keras model.
     """
-    place = tracking.Store.locate(store, for_writing=False)
-    backend.start()
-    if uri is None:
-        newest = tracking.newest_run(place)
-        if newest is None:
-            raise UserError(
-                f"no finished run with a model in {place.uri}; make one with "
-                "python -m fmnist_lab.run, or name a model with --model or a store with --store"
-            )
-        uri = f"runs:/{newest}/model"
-    elif uri.startswith("runs:/") and "/" not in uri.removeprefix("runs:/").strip("/"):
-        uri = uri.rstrip("/") + "/model"
-    model, class_names = tracking.load_model(uri, place)
-    if class_names is None:
-        classes = int(model.output_shape[-1])
-        known = data.FASHION_MNIST.class_names
-        class_names = known if classes == len(known) else tuple(map(str, range(classes)))
-    return Classifier(model, class_names, uri)
+    with process.left_as_found():
+        place = tracking.Store.locate(store, for_writing=False)
+        runtime.start()
+        if uri is None:
+            uri = f"runs:/{_newest_run(place)}/model"
+        elif re.fullmatch("runs:/+[^/]+/*", uri):
+            uri = uri.rstrip("/") + "/model"
+        from fmnist_lab.models import saved
+
+        model, names = tracking.load_model(uri, place, saved.load)
+        if names is None:
+            classes, names = int(model.output_shape[-1]), data.FASHION_MNIST.class_names
+            if classes != len(names):
+                names = tuple(map(str, range(classes)))
+        return Classifier(model, names, uri)
+
+
+def _newest_run(store: tracking.Store) -> str:
+    """Return the id of the newest finished run whose model is whole.
+
+    Raises:
+        UserError: There is none.
+    """
+    for run in tracking.finished_runs(store):
+        lost = tracking.damage(store, run.run_id, model_alone=True)
+        if not lost:
+            return run.run_id
+        print(
+            f"Passing over the newer run '{run.name}' ({run.run_id}), which {lost}; its command "
+            "with resume=true makes them again.",
+            file=sys.stderr,
+        )
+    raise UserError(
+        f"no finished run with a model in {store.uri}; make one with python -m fmnist_lab.run, or "
+        "name a model with --model or a store with --store"
+    )
 
 
 @app.default
@@ -124,7 +145,7 @@ def predict(
     plot: Path | None = None,
     data_dir: str | None = None,
 ) -> None:
-    """Predict images and print each label with the model's confidence.
+    """Predict images, and print each label with the model's confidence.
 
     Args:
         files: Image files of the model's size (28x28 pixels for Fashion-MNIST), light on dark.
@@ -139,24 +160,17 @@ def predict(
     with reported():
         if top_k < 1:
             raise UserError(f"--top-k: received {top_k}, expected a whole number, 1 or more")
-        if not files and not index:
-            index = (0, 12)
-        # What is wrong with the files or numbers is told before TensorFlow has started.
-        pictures = [Picture(str(file), read_image(file)) for file in files]
-        if index:
-            pictures += _test_images(index, data_dir)
-        backend.start(lean=True)
+        index = index if files or index else (0, 12)
+        # Errors in the files and numbers are told before TensorFlow has started.
+        pictures = [read_image(file) for file in files] + _test_images(index, data_dir)
         classifier = load(model, store=store)
-        if index and tuple(classifier.class_names) != data.FASHION_MNIST.class_names:
-            raise UserError(
-                f"--index: received {' '.join(map(str, index))}, which are test images of "
-                f"Fashion-MNIST, but {classifier.uri} knows other classes: "
-                f"{', '.join(classifier.class_names)}; give it image files"
-            )
+        if index:
+            _check_takes_test_images(classifier, index)
+        elif classifier.image_shape[2:] == (3,):
+            pictures = [read_image(file, colour=True) for file in files]
         for picture in pictures:
-            _check_size(picture, tuple(classifier.model.input_shape[1:]))
-        images = np.stack([picture.pixels for picture in pictures])
-        probabilities = classifier.predict(images)
+            picture.check_size(classifier.image_shape)
+        probabilities = classifier.predict([picture.pixels for picture in pictures])
         if plot:
             _draw(plot, pictures, probabilities, classifier.class_names)
         answers = [
@@ -165,8 +179,10 @@ def predict(
         ]
         if as_json:
             print(json.dumps({"model": classifier.uri, "predictions": answers}, indent=1))
-        else:
-            _print(answers)
+            return
+        _print(answers)
+        if model is None:
+            print(f"These are the predictions of the newest run's model: {classifier.uri}")
 
 
 @dataclass(frozen=True)
@@ -174,8 +190,8 @@ class Picture:
     """An image to be predicted.
 
     Attributes:
-        name: How the user called it.
-        pixels: uint8, shape (height, width).
+        name: The user's name for it.
+        pixels: uint8, shape (height, width) or (height, width, 3).
         label: The true class, if it is known.
     """
 
@@ -183,92 +199,115 @@ class Picture:
     pixels: np.ndarray
     label: int | None = None
 
+    def check_size(self, shape: tuple[int, ...]) -> None:
+        """Refuse an image of another size than the model takes.
 
-def read_image(file: Path) -> np.ndarray:
+        Raises:
+            UserError: The image is of another size than the shape.
+        """
+        if self.pixels.shape != shape:
+            height, width = self.pixels.shape[:2]
+            raise UserError(
+                f"{self.name}: received {width}x{height} pixels, expected {shape[1]}x{shape[0]}; "
+                "crop and scale it first, light on dark"
+            )
+
+
+def read_image(file: Path, *, colour: bool = False) -> Picture:
     """Read an image file as grey levels, uint8 (height, width).
+
+    Args:
+        file: A file in a common format.
+        colour: Read it as red, green and blue instead, uint8 (height, width, 3).
 
     Raises:
         UserError: The file is missing, or no image.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     try:
         with warnings.catch_warnings():
-            # What it remarks on a damaged file breaks into our lines.
+            # Pillow's remarks on a damaged file would break into our lines.
             warnings.simplefilter("ignore")
             with Image.open(file) as image:
-                grey = image.convert("L")
+                return Picture(str(file), np.asarray(image.convert("RGB" if colour else "L")))
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; expected an image file") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except Exception as error:
+        # Pillow's decoders may raise anything for a damaged file, or one of gigabytes of pixels.
         raise UserError(
             f"{file}: cannot be read as an image ({error}); expected a PNG, JPEG or another "
             "common format"
         ) from None
-    return np.asarray(grey)
-
-
-def _check_size(picture: Picture, shape: tuple[int, ...]) -> None:
-    if picture.pixels.shape != shape:
-        height, width = picture.pixels.shape
-        raise UserError(
-            f"{picture.name}: received {width}x{height} pixels, expected {shape[1]}x{shape[0]}; "
-            "crop and scale it first, light on dark"
-        )
 
 
 def _test_images(indices: Sequence[int], folder: str | None) -> list[Picture]:
+    """Return test images of Fashion-MNIST by their numbers."""
+    if not indices:
+        return []
     dataset = data.load(folder)
-    last = len(dataset.test_images) - 1
+    images, labels = dataset.test_images, dataset.test_labels
     for index in indices:
-        if not 0 <= index <= last:
-            raise UserError(f"--index: received {index}, expected a test image from 0 to {last}")
-    return [
-        Picture(f"test image {index}", dataset.test_images[index], int(dataset.test_labels[index]))
-        for index in indices
-    ]
+        if not 0 <= index < len(images):
+            raise UserError(
+                f"--index: received {index}, expected a test image from 0 to {len(images) - 1}"
+            )
+    return [Picture(f"test image {each}", images[each], int(labels[each])) for each in indices]
+
+
+def _check_takes_test_images(classifier: Classifier, indices: Sequence[int]) -> None:
+    """Refuse a model that was trained for other images than those of Fashion-MNIST."""
+    if classifier.class_names != data.FASHION_MNIST.class_names:
+        problem = f"knows other classes: {', '.join(classifier.class_names)}"
+    elif classifier.image_shape[2:] == (3,):
+        problem = "takes images in colour"
+    else:
+        return
+    raise UserError(
+        f"--index: received {' '.join(map(str, indices))}, which are grey test images of "
+        f"Fashion-MNIST, but {classifier.uri} {problem}; give it image files"
+    )
 
 
 def _answer(
     picture: Picture, probabilities: np.ndarray, names: Sequence[str], top_k: int
 ) -> dict[str, Any]:
-    ranked = np.argsort(-probabilities, kind="stable")[:top_k]
+    """Return the most probable labels of an image, as `--json` prints them."""
+    best = np.argsort(-probabilities, kind="stable")[:top_k]
     return {
         "image": picture.name,
-        "predictions": [
-            {"label": names[place], "confidence": float(probabilities[place])} for place in ranked
-        ],
+        "predictions": [{"label": names[k], "confidence": float(probabilities[k])} for k in best],
         "truth": None if picture.label is None else names[picture.label],
     }
 
 
 def _print(answers: Sequence[Mapping[str, Any]]) -> None:
+    """Print one line per image."""
     width = max(len(answer["image"]) for answer in answers)
     for answer in answers:
         guesses = "  ".join(f"{g['label']} {g['confidence']:.1%}" for g in answer["predictions"])
         truth = answer["truth"]
         right = truth == answer["predictions"][0]["label"]
-        note = "" if truth is None else f"  ({'right' if right else f'wrong: {truth}'})"
+        note = "" if truth is None else "  (right)" if right else f"  (wrong: {truth})"
         print(f"{answer['image']:<{width}}  {guesses}{note}")
 
 
 def _draw(
     file: Path, pictures: Sequence[Picture], probabilities: np.ndarray, names: Sequence[str]
 ) -> None:
-    from fmnist_lab import plots
+    """Draw images beside their probabilities, shape (images, classes), into a file."""
+    from fmnist_lab import figures
 
     columns = min(3, len(pictures))
-    figure = plots.prediction_grid(
-        np.stack([picture.pixels for picture in pictures]),
-        probabilities,
-        [picture.label for picture in pictures],
-        names,
-        rows=-(-len(pictures) // columns),
-        columns=columns,
-    )
+    images = np.stack([picture.pixels for picture in pictures])
+    labels = [picture.label for picture in pictures]
+    rows = -(-len(pictures) // columns)
+    figure = figures.prediction_grid(images, probabilities, labels, names, rows, columns)
     try:
         figure.savefig(file)
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) in FULL_DISK:
+            raise
         raise UserError(
             f"--plot: received '{file}', which cannot be written ({error}); expected a file name "
             "ending in .png, .pdf or .svg"

@@ -5,80 +5,142 @@ It imports nothing heavy by itself, so that help, completion and a config error 
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import io
 import os
 import sys
-from typing import Any
+import warnings
+from collections.abc import Iterator, Sequence
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
+from hydra import version
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fmnist_lab import config, process, sweep
+from fmnist_lab import compat
+from fmnist_lab.config import flags, primary
+from fmnist_lab.config.help import usage
+from fmnist_lab.config.overrides import check_groups, explained
 from fmnist_lab.errors import UserError, reported
-from fmnist_lab.overrides import check_groups, explained
-from fmnist_lab.usage import usage
+from fmnist_lab.sweep.task import Task
+from fmnist_lab.system import process
 
-# Whether Hydra has made a config of the command line, so that what fails is no longer that.
-_composed = False
-
-
-def run(composed: DictConfig) -> Any:
-    """Check a composed config and do its job."""
-    global _composed
-    _composed = True
-    if HydraConfig.get().mode == RunMode.MULTIRUN and sweep.current:
-        return sweep.current.attempt(lambda member: do(composed, member))
-    # Hydra adds a line of its own to an exception, but lets SystemExit pass.
-    with reported():
-        return do(composed)
+TOO_DEEP = "the overrides are nested too deeply, or the defaults list of a config names itself"
 
 
-def do(composed: DictConfig, member: sweep.Membership | None = None) -> Any:
-    """Check a composed config and do its job, perhaps as part of a sweep."""
-    try:
-        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise UserError(explained(error, sys.argv[1:])) from None
-    checked = config.validate(values)  # type: ignore[arg-type]
-    from fmnist_lab import jobs
+def main(*overrides: str) -> None:
+    """Compose the config and do its job; exit non-zero if it cannot be done.
 
-    with _where_it_was_typed():
-        return jobs.JOBS[checked.job.name](checked, member)
+    Args:
+        overrides: The words after `python -m fmnist_lab.run`, such as "trainer.epochs=3"; without
+            any, those of the command line count, unless they started a notebook's kernel.
 
-
-def _where_it_was_typed() -> contextlib.AbstractContextManager[None]:
-    """Undo hydra.job.chdir for a job, so that the store and every relative path stay the same."""
-    hydra_config = HydraConfig.get()
-    if hydra_config.job.chdir:
-        return contextlib.chdir(hydra_config.runtime.cwd)
-    return contextlib.nullcontext()
-
-
-def main() -> None:
-    """Compose the config from the command line and run; exit non-zero if it cannot be done."""
-    global _composed
-    _composed = False
-    words = sys.argv[1:]
-    # Hydra then lets exceptions through, and one place prints them all.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    door = hydra.main(version_base="1.3", config_path=str(config.conf_dir()), config_name="config")
-    with reported(), sweep.conducted():
+    Raises:
+        SystemExit: It cannot be done, as `errors.reported` has said.
+    """
+    task = Task()
+    compat.pass_over_byte_order_marks()
+    with _called(overrides) as typed, process.left_as_found(), reported():
+        args = flags.parse(typed)
+        words = list(args.overrides)
         try:
-            if {"-h", "--help"} & set(words):
-                print(usage([word for word in words if not word.startswith("-")]))
+            folder, name = primary.choose(args)
+            if args.help:
+                print(usage(folder, name, words, args.config_dir))
             else:
-                door(run)()
+                _hydra(args, folder, name, task)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(explained(error, words)) from None
-        except (TypeError, ValueError):
-            if not _composed:
-                check_groups(words)
+        except (RecursionError, TypeError, ValueError, UserWarning) as error:
+            # Hydra has made a config of the command line, so the error is about something else.
+            if task.called:
+                raise
+            if isinstance(error, RecursionError):
+                raise UserError(TOO_DEEP) from None
+            if isinstance(error, UnicodeDecodeError):
+                raise UserError(
+                    f"a config file of yours is no text in UTF-8 ({error.reason} "
+                    f"0x{error.object[error.start]:02x} at {error.start}); save it as UTF-8"
+                ) from None
+            check_groups(words)
+            if not _is_hydras(error):
+                raise
+            raise UserError(explained(error, words)) from None
+        finally:
+            primary.forget()
+
+
+def _is_hydras(error: Exception) -> bool:
+    """Return True if Hydra itself has raised an exception, which is then about the words."""
+    place = error.__traceback__
+    while place and place.tb_next:
+        place = place.tb_next
+    module = str(place.tb_frame.f_globals.get("__name__")) if place else ""
+    return module.partition(".")[0] in ("hydra", "omegaconf")
+
+
+def _hydra(args: argparse.Namespace, folder: str, name: str, task: Task) -> None:
+    """Have Hydra do what its flags say with a primary config: run, sweep or show it."""
+    # Both have been looked up; Hydra would do so again, beside this module.
+    args.config_path = args.config_name = None
+    version.setbase("1.3")
+    if args.hydra_help:
+        # Composed without our config, which leaves logging as it is.
+        args.overrides = ["hydra/hydra_logging=none", *args.overrides]
+    # For a package that is not there, we have a message of our own.
+    quiet = contextlib.redirect_stderr(io.StringIO()) if args.package else contextlib.nullcontext()
+    try:
+        with quiet, warnings.catch_warnings():
+            # A folder of configs that is not there, and -m against hydra.mode.
+            for about in ("provider=", r"\s+Running Hydra app"):
+                warnings.filterwarnings("error", about, UserWarning)
+            if args.cfg or args.info or args.hydra_help or args.shell_completion:
+                compat.show_hydra(args, folder, name)
+            else:
+                compat.run_hydra(args, folder, name, task, _driven)
+    except SystemExit as end:
+        if not args.package or not end.code:
             raise
+        raise UserError(
+            f"--package: received {args.package}, expected a key of the config, for example "
+            "--package trainer"
+        ) from None
+
+
+def _driven(composed: DictConfig, task: Task) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which a driver watches a sweep, imported only for a sweep."""
+    from fmnist_lab.sweep.driver import driving
+
+    return driving(composed, task)
+
+
+@contextlib.contextmanager
+def _called(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """Put the overrides where Hydra looks for them, and put Hydra's own state aside meanwhile.
+
+    Yields:
+        The overrides that count.
+    """
+    argv, hydra_before = sys.argv, GlobalHydra.instance().hydra
+    if overrides or (process.in_ipython() and argv[1:] == sys.orig_argv[1:][-len(argv[1:]) :]):
+        sys.argv = [__file__, *overrides]
+    # A notebook may have called `hydra.initialize`, and there is only one instance of Hydra.
+    GlobalHydra.instance().clear()
+    with process.variables_kept("HYDRA_FULL_ERROR"):
+        # Hydra then lets exceptions through, and one place prints them all.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+        try:
+            yield sys.argv[1:]
+        finally:
+            sys.argv = argv
+            GlobalHydra.instance().hydra = hydra_before
 
 
 if __name__ == "__main__":
-    process.run(main)
+    process.run(main, keeps=True)
+else:
+    # `%run -m fmnist_lab.run` in a notebook that has imported this module does no harm.
+    found = r"'fmnist_lab\.run' found in sys\.modules"
+    warnings.filterwarnings("ignore", found, RuntimeWarning, "runpy")

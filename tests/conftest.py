@@ -3,20 +3,24 @@
 import os
 import random
 import signal
-import subprocess
+import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from doors import CLEARED, QUICK, Doors
+
+if TYPE_CHECKING:
+    # Whatever the tests import of the package is imported after its coverage is being measured.
+    from tracked import First
 
 SANDBOX = pytest.StashKey[tempfile.TemporaryDirectory]()
 USERS_OWN = pytest.StashKey[dict[str, str | None]]()
 REDIRECTED = ("KERAS_HOME", "FMNIST_LAB_CACHE")
-CLEARED = ("MLFLOW_TRACKING_URI", "HYDRA_FULL_ERROR", "COLUMNS", "TF_XLA_FLAGS")
-
-QUICK = ("data.train_limit=1000", "data.test_limit=500", "trainer.epochs=2")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,8 +37,38 @@ def pytest_configure(config: pytest.Config) -> None:
     # Ignored where a shell has put the tests into the background, and so by what they start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Ignored under nohup. A handler stays here; what is started begins with the default.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
     # The workers of pytest-xdist must agree on the names of the tests.
     os.environ.setdefault("FMNIST_LAB_SEED", str(random.randrange(10**6)))
+    measure_coverage(config)
+
+
+def is_whole_suite(config: pytest.Config) -> bool:
+    """Return whether all the default tests are run, as by `python -m pytest` alone."""
+    option = config.option
+    return (
+        config.args_source is pytest.Config.ArgsSource.TESTPATHS
+        and option.markexpr == "not slow and not cluster"
+        and not (option.keyword or option.collectonly or option.deselect)
+        and not (option.lf or option.stepwise)
+    )
+
+
+def measure_coverage(config: pytest.Config) -> None:
+    """Start pytest-cov for the whole suite; of some of the tests, its figures say nothing."""
+    worker = getattr(config, "workerinput", None)
+    wanted = is_whole_suite(config) if worker is None else "cov_master_host" in worker
+    plugins = config.pluginmanager
+    if not wanted or not plugins.hasplugin("pytest_cov") or plugins.hasplugin("_cov"):
+        return
+    from pytest_cov.plugin import CovPlugin
+
+    config.option.cov_source = ["fmnist_lab"]
+    config.option.cov_report = {"term": "skip-covered"}
+    # A worker starts when its session does.
+    plugins.register(CovPlugin(config.option, plugins, start=worker is None), "_cov")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -50,6 +84,33 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         else:
             os.environ[name] = value
     config.stash[SANDBOX].cleanup()
+
+
+def pytest_runtest_setup() -> None:
+    """Once MLflow is imported, have it copy the tables of its first database into all others.
+
+    It makes them by seventy migrations, which take 1.4 s of a processor each time.
+    """
+    utils = sys.modules.get("mlflow.store.db.utils")
+    if utils is None or hasattr(utils._initialize_tables, "template"):
+        return
+    make_tables = utils._initialize_tables
+
+    def copy_tables(engine) -> None:
+        if engine.dialect.name != "sqlite":
+            make_tables(engine)
+            return
+        with closing(sqlite3.connect(engine.url.database)) as database:
+            if not copy_tables.template:
+                make_tables(engine)
+                copy_tables.template = database.serialize()
+                return
+            with closing(sqlite3.connect(":memory:")) as template:
+                template.deserialize(copy_tables.template)
+                template.backup(database)
+
+    copy_tables.template = b""
+    utils._initialize_tables = copy_tables
 
 
 @pytest.fixture(scope="session")
@@ -78,142 +139,27 @@ def real_data(pytestconfig: pytest.Config) -> Path:
 
 @pytest.fixture
 def hydra_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty current folder where `fmnist_lab.run.main` can be called in this process.
-
-    Hydra's set-up of logging is left out: it would close every handler of the process, and
-    absl's (once a test has imported TensorFlow) closes pytest's own stream with it.
-    """
+    """An empty current folder where `fmnist_lab.run.main` can be called in this process."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)  # MLflow sets it
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # put back afterwards, whatever main sets
-    monkeypatch.setattr("hydra._internal.logging_config.configure_logging", lambda _: None)
     return tmp_path
 
 
 @pytest.fixture(scope="session")
 def backend():
     """TensorFlow, started in this process the way the doors start it."""
-    from fmnist_lab import backend
+    from fmnist_lab.training import runtime
 
-    return backend.start()
-
-
-def clean_environment() -> dict[str, str]:
-    """Return the environment without what libraries add to it, and with usual buffering."""
-    # JAX, where a library imports it, sets TensorFlow's log level.
-    dropped = (*CLEARED, "PYTHONUNBUFFERED", "TF_CPP_MIN_LOG_LEVEL")
-    return {name: value for name, value in os.environ.items() if name not in dropped}
+    return runtime.start()
 
 
-class Process:
-    """A door in a process of its own; both its streams go to files, as with `> out 2> err`."""
+@pytest.fixture(scope="session")
+def fuse() -> None:
+    """Skip where a lossy disk cannot be mounted: not Linux, no fuse3, or a closed container."""
+    import lossy_mount
 
-    def __init__(
-        self,
-        folder: Path,
-        *words: str,
-        env: dict[str, str] | None = None,
-        prefix: Sequence[str] = (),
-    ) -> None:
-        self._out = tempfile.TemporaryFile()  # noqa: SIM115
-        self._err = tempfile.TemporaryFile()  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [*prefix, sys.executable, *words],
-            cwd=folder,
-            env=clean_environment() | (env or {}),
-            stdin=subprocess.DEVNULL,
-            stdout=self._out,
-            stderr=self._err,
-        )
-
-    def wait(self, seconds: float = 300) -> int:
-        return self._process.wait(seconds)
-
-    @property
-    def code(self) -> int:
-        return self.wait()
-
-    @property
-    def running(self) -> bool:
-        return self._process.poll() is None
-
-    @property
-    def out(self) -> str:
-        return self._read(self._out)
-
-    @property
-    def err(self) -> str:
-        return self._read(self._err)
-
-    @property
-    def error(self) -> str:
-        """What a failed process said: exactly one line, and nothing that a user cannot use."""
-        assert self.code == 2, (self.code, self.out, self.err)
-        return one_line(self.err)
-
-    def kill(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
-    def descendants(self) -> list[int]:
-        """Return the processes that it has started, and theirs."""
-        found, parents = [], [self._process.pid]
-        while parents:
-            file = Path(f"/proc/{(parent := parents.pop())}/task/{parent}/children")
-            children = [int(each) for each in file.read_text().split()]
-            found += children
-            parents += children
-        return found
-
-    def stop(self) -> None:
-        if self.running:
-            # It may have processes of its own to end.
-            self._process.terminate()
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._out.close()
-        self._err.close()
-
-    @staticmethod
-    def _read(stream) -> str:
-        # The child shares the file's position, so it must not be moved.
-        return os.pread(stream.fileno(), 1 << 24, 0).decode()
-
-
-def one_line(err: str) -> str:
-    """Return an error message after checking that it is a single line and no traceback."""
-    assert err.startswith("error: "), err
-    assert err.endswith("\n"), err
-    assert err.count("\n") == 1, err
-    assert "Traceback" not in err
-    return err.removeprefix("error: ").rstrip("\n")
-
-
-class Doors:
-    """The command lines, run in a folder."""
-
-    def __init__(self) -> None:
-        self.started: list[Process] = []
-
-    def start(
-        self, module: str, folder: Path, *words: str, prefix: Sequence[str] = (), **env: str
-    ) -> Process:
-        process = Process(folder, "-m", f"fmnist_lab.{module}", *words, env=env, prefix=prefix)
-        self.started.append(process)
-        return process
-
-    def __call__(self, module: str, folder: Path, *words: str, **env: str) -> Process:
-        process = self.start(module, folder, *words, **env)
-        process.wait()
-        return process
-
-    def python(self, folder: Path, code: str, *words: str, **env: str) -> Process:
-        process = Process(folder, "-c", code, *words, env=env)
-        self.started.append(process)
-        process.wait()
-        return process
+    if reason := lossy_mount.obstacle():
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -223,3 +169,38 @@ def doors(real_data: Path) -> Iterator[Doors]:
     yield opened
     for process in opened.started:
         process.stop()
+
+
+@pytest.fixture(scope="session")
+def tracked(doors: Doors, tmp_path_factory) -> "First":
+    folder = tmp_path_factory.mktemp("tracked")
+    from tracked import First
+
+    process = doors("run", folder, *QUICK)
+    assert process.code == 0, process.err
+    return First(folder, process)
+
+
+@pytest.fixture(scope="session")
+def pixels(real_data):
+    """The real data."""
+    from fmnist_lab import data
+
+    return data.load(real_data)
+
+
+@pytest.fixture(scope="session")
+def trained(backend, real_data, tmp_path_factory) -> "First":
+    """The run of `tracked`, but made in this process, which costs a third."""
+    folder = tmp_path_factory.mktemp("trained")
+    from tracked import First, train_here
+
+    train_here(folder, *QUICK)
+    return First(folder, None)
+
+
+@pytest.fixture
+def door(hydra_here, capsys):
+    from command_lines import Door
+
+    return Door(capsys)

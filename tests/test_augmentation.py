@@ -22,7 +22,7 @@ def images() -> np.ndarray:
 def augmented(images, seed=(1, 2), engine="graph", **options):
     import tensorflow as tf
 
-    from fmnist_lab.augmentation import Augmentation
+    from fmnist_lab.training.augmentation import Augmentation
 
     augment = tf.function(Augmentation(**options), jit_compile=engine == "xla")
     return augment(tf.constant(images), tf.constant(seed, tf.int32)).numpy()
@@ -86,8 +86,9 @@ def test_a_training_sees_the_changed_images(images, engine):
     """Keras' own steps, on images that were changed beforehand by each step's draw."""
     import keras
 
-    from fmnist_lab import engines, models, training
-    from fmnist_lab.augmentation import Augmentation
+    from fmnist_lab import models
+    from fmnist_lab.training import engines, loop
+    from fmnist_lab.training.augmentation import Augmentation
 
     labels, options, seed = np.arange(COUNT) % 4, {"flip": True, "shift": 1, "erase": 0.5}, 3
 
@@ -100,7 +101,7 @@ def test_a_training_sees_the_changed_images(images, engine):
         batch_size=100, engine=engine, augmentation=Augmentation(flip=True, shift=1, erase=0.5)
     )
     sgd = keras.optimizers.SGD(0.05)
-    list(training.train(ours, images, labels, sgd, epochs=1, recipe=recipe, seed=seed))
+    list(loop.train(ours, images, labels, sgd, epochs=1, recipe=recipe, seed=seed))
     oracle.compile(keras.optimizers.SGD(0.05), "sparse_categorical_crossentropy")
     order = np.random.default_rng([seed, 1]).permutation(COUNT)
     for step in range(4):
@@ -113,7 +114,7 @@ def test_a_training_sees_the_changed_images(images, engine):
         assert np.abs(mine.numpy() - before.numpy()).max() > 1e-3
 
 
-@pytest.mark.parametrize("engine", ["xla", "graph"])
+@pytest.mark.parametrize("engine", [pytest.param("xla", marks=pytest.mark.slow), "graph"])
 def test_the_draws_depend_on_both_parts_of_the_seed_alone(images, engine):
     options = {"flip": True, "shift": 1, "erase": 0.5, "engine": engine}
     once = augmented(images, **options)
@@ -125,8 +126,9 @@ def test_the_draws_depend_on_both_parts_of_the_seed_alone(images, engine):
 def test_an_augmented_training_can_be_repeated_and_continued(images):
     import keras
 
-    from fmnist_lab import engines, models, training
-    from fmnist_lab.augmentation import Augmentation
+    from fmnist_lab import models
+    from fmnist_lab.training import engines, loop
+    from fmnist_lab.training.augmentation import Augmentation
 
     labels = np.arange(COUNT) % 4
     recipe = engines.Recipe(augmentation=Augmentation(flip=True, shift=1, erase=0.5))
@@ -136,7 +138,7 @@ def test_an_augmented_training_can_be_repeated_and_continued(images):
         model, optimizer = models.mlp((9, 7), 4, hidden_units=8), keras.optimizers.Adam()
         for first, last in parts:
             list(
-                training.train(
+                loop.train(
                     model, images, labels, optimizer, epochs=last, first_epoch=first, recipe=recipe
                 )
             )

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fmnist_lab import checkpoint
-from fmnist_lab.checkpoint import Checkpoint, Keeper, load, newest, save
 from fmnist_lab.errors import UserError
+from fmnist_lab.training import checkpoint
+from fmnist_lab.training.checkpoint import Checkpoint, Checkpointer, load, newest, save
 
 SHAPE, CLASSES = (8, 6), 5
 
@@ -122,7 +122,7 @@ class Trained:
 
 def kept_epochs(folder, every, epochs=5, callbacks=()) -> list[int]:
     """Note epochs, and return after which of them the state was saved."""
-    keeper = Keeper(folder, every, Trained(), Trained(), callbacks)
+    keeper = Checkpointer(folder, every, Trained(), Trained(), callbacks)
     found = []
     for number in range(1, epochs + 1):
         keeper.after({"loss/test": 1.0}, last=number == epochs, epochs=epochs)
@@ -148,7 +148,7 @@ def test_half_a_state_is_not_saved(tmp_path):
 
 
 def test_a_training_that_is_interrupted_saves_its_last_epoch(tmp_path):
-    keeper = Keeper(tmp_path, "1000s", Trained(), Trained(), [])
+    keeper = Checkpointer(tmp_path, "1000s", Trained(), Trained(), [])
     for _ in range(2):
         keeper.after({"loss/test": 1.0}, last=False, epochs=5)
     assert names(tmp_path) == []
@@ -157,7 +157,7 @@ def test_a_training_that_is_interrupted_saves_its_last_epoch(tmp_path):
 
 
 def test_a_disk_that_is_full_is_said_and_the_last_state_is_intact(tmp_path, monkeypatch):
-    keeper = Keeper(tmp_path, 1, Trained(), Trained(), [])
+    keeper = Checkpointer(tmp_path, 1, Trained(), Trained(), [])
     keeper.after({"loss/test": 1.0}, last=False, epochs=5)
 
     def full(*_: object, **__: object) -> None:
@@ -224,16 +224,17 @@ class Sitting:
     def __init__(self, folder, pictures, optimizer, callbacks, epochs: int, until: int) -> None:
         import keras
 
-        from fmnist_lab import engines, models, training
+        from fmnist_lab import models
+        from fmnist_lab.training import engines, loop
 
         keras.utils.set_random_seed(0)
         images, labels = pictures
         self.model = models.mlp(SHAPE, CLASSES, hidden_units=16, dropout=0.3, batch_norm=True)
         self.optimizer, callbacks = optimizer(), callbacks()
-        keeper = Keeper(folder, 1, self.model, self.optimizer, callbacks)
+        keeper = Checkpointer(folder, 1, self.model, self.optimizer, callbacks)
         self.resumed = keeper.resume([folder], epochs)
         over = keeper.stopped or len(keeper.history) == epochs
-        trained = training.train(
+        trained = loop.train(
             self.model,
             images,
             labels,
@@ -252,10 +253,11 @@ class Sitting:
                 {"sum": float(probabilities[:, 0].sum()), "rate": epoch.learning_rate},
                 last=epoch.last,
                 epochs=epochs,
+                chosen=epoch.chosen,
             )
             if epoch.number == until:
                 break  # as a process that is killed between two epochs
-        self.history = keeper.history
+        self.history, self.chosen = keeper.history, keeper.chosen
 
     @property
     def bits(self) -> list[bytes]:
@@ -280,7 +282,9 @@ def test_an_interrupted_training_ends_with_the_same_bits(tmp_path, pictures, cas
     again = Sitting(folders[1], pictures, *CASES[case], epochs=6, until=6)
     assert again.history == whole.history
     assert again.bits == whole.bits
+    assert again.chosen == last.chosen == whole.chosen
     if "stopping" in case:
         assert ended < 6
+        assert whole.chosen is not None
     if "lowers" in case:
         assert whole.history[-1]["rate"] < whole.history[0]["rate"]

@@ -1,13 +1,18 @@
-"""What launchers for more than one machine refuse before anything is begun."""
+"""How Hydra finds the launchers, and what these refuse before anything is begun."""
 
+import pickle
 import sys
 
 import pytest
+from doors import Process
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
-from fmnist_lab import cluster, config
-from fmnist_lab.cluster import slurm_queue
+from fmnist_lab import config
 from fmnist_lab.errors import UserError
+from fmnist_lab.sweep.job import Sweep
+from fmnist_lab.sweep.launchers import MODULES, PLUGINS, base, load, slurm_queue
+from fmnist_lab.sweep.task import Task
 
 PRESETS = ("slurm", "ray_cluster")
 SERVER = config.Tracking(kind="server", uri="http://127.0.0.1:5000", experiment=None)
@@ -20,8 +25,43 @@ def preset(name: str, **values: object) -> DictConfig:
 
 def refusal(launcher: DictConfig, tracking: config.Tracking = SERVER) -> str:
     with pytest.raises(UserError) as error:
-        cluster.prepare(launcher, tracking)
+        base.prepare(launcher, tracking)
     return str(error.value)
+
+
+def test_hydra_finds_each_launcher_under_the_name_in_its_preset():
+    found = Plugins.instance().class_name_to_class
+    for name, module in MODULES.items():
+        assert preset(module)._target_ == f"{PLUGINS}.{name}"
+        assert preset(module)._target_ in found
+        assert load(name).options_class.model_fields.keys() == {
+            "target" if key == "_target_" else key for key in preset(module)
+        }
+
+
+def test_to_find_the_launchers_imports_nothing_heavy(tmp_path):
+    code = (
+        "import sys, fmnist_lab.run\nfrom hydra.core.plugins import Plugins\nPlugins.instance()\n"
+        "assert 'hydra_plugins.fmnist_lab' in sys.modules\n"
+        "print({'multiprocessing', 'submitit', 'ray', 'numpy', 'rich', 'fmnist_lab.jobs',"
+        " 'fmnist_lab.tracking', 'fmnist_lab.sweep.launchers.base'} & set(sys.modules))"
+    )
+    process = Process(tmp_path, "-c", code)
+    assert (process.wait(), process.err, process.out) == (0, "", "set()\n")
+
+
+def test_a_task_reaches_another_process_with_its_sweep_but_without_the_screen(tmp_path):
+    task = Task()
+    task.sweep = Sweep(None, tmp_path / "logs", ("seed",), ("--config-dir=mine",), began=0)
+    task.remark = lambda text: None
+    there = pickle.loads(pickle.dumps(task))
+    assert (there.sweep, there.remark) == (task.sweep, print)
+    job = there.sweep.job(3, ["seed=7", "trainer.epochs=1"])
+    assert (job.member.job, job.member.name) == (3, "s7")
+    command = "python -m fmnist_lab.run --config-dir=mine seed=7 trainer.epochs=1"
+    assert job.member.command == command
+    assert job.attempt(lambda: {"accuracy/test": 0.5}) == {"accuracy/test": 0.5}
+    assert '"status": "FINISHED"' in (tmp_path / "logs" / "outcomes.jsonl").read_text()
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -72,7 +112,7 @@ def test_other_launchers_are_left_alone():
     basic = OmegaConf.create(
         {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
     )
-    cluster.prepare(basic, config.Tracking(kind="local", uri=None, experiment=None))
+    base.prepare(basic, config.Tracking(kind="local", uri=None, experiment=None))
 
 
 def test_what_slurm_writes_is_understood():

@@ -1,10 +1,12 @@
 """`runs compare` against a real MLflow, whose runs have the results that a test needs."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile import archive
 from scipy import stats
 
 from fmnist_lab import tracking
@@ -13,6 +15,7 @@ from fmnist_lab.tracking import Store
 
 IMAGES = 400
 LABELS = np.arange(IMAGES) % 10
+PICKLED = archive(probabilities=np.array([{}], object), labels=LABELS)
 CODE = {"mlflow.source.git.commit": "a" * 40, "version.keras": "3.15", "threads": "2"}
 MLP = {"model": "mlp", "model.hidden_units": 128, "trainer.epochs": 5}
 LINEAR = {"model": "linear", "trainer.epochs": 5}
@@ -203,16 +206,26 @@ def test_what_cannot_be_compared_is_one_line(say, words, told):
     assert said.count("\n") == 1
 
 
-def test_runs_without_result_or_predictions_are_refused(say, made):
+def test_a_run_without_a_result_is_refused(say, made):
     running = made.run("running", LINEAR, 7, 300, status="RUNNING")
     assert "running RUNNING: has not ended" in say("linear s0", "running", code=2)
-    bare = made.client.create_run(made.place, run_name="bare", tags={"data.digest": "one"})
-    made.client.log_metric(bare.info.run_id, "accuracy/test", 0.5)
-    made.client.log_metric(bare.info.run_id, "accuracy/gap", 0.5)
-    made.client.set_terminated(bare.info.run_id)
-    assert "has no predictions.npz to be read" in say("linear s0", "bare", code=2)
-    for run in (running, bare.info.run_id):
-        made.client.delete_run(run)
+    made.client.delete_run(running)
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"PK", PICKLED], ids=["none", "empty", "cut", "code"]
+)
+def test_without_predictions_the_metrics_are_compared_and_that_is_said(say, made, content):
+    run = made.run("bare", LINEAR, 7, 200)
+    place = made.client.get_run(run).info.artifact_uri.removeprefix("file://")
+    file = Path(place, "predictions.npz")
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
+    said = flat(say("linear s0", "bare"))
+    assert re.search(r"test accuracy +0\.7500 +0\.5000 +\+0\.2500", said)
+    assert f"Test accuracy cannot be tested: run {run}" in said
+    made.client.delete_run(run)
 
 
 def test_runs_without_a_result_are_left_out_and_said_to_be(say, made):
@@ -240,6 +253,24 @@ def test_other_test_images_are_refused_other_training_images_are_not(say, made):
     assert "(400 and 100; their" in say("linear s0", "fewer to test", code=2)
     assert "data.train_limit - 1000" in flat(say("linear s0", "fewer to train"))
     for run in runs:
+        made.client.delete_run(run)
+
+
+def test_what_was_held_out_is_compared_first(say, made):
+    runs = {
+        side: [made.run(f"{side} s{s}", {"model": side}, s, right + s) for s in range(3)]
+        for side, right in (("small", 300), ("large", 320))
+    }
+    for side, held_out in (("small", 0.71), ("large", 0.77)):
+        for seed, run in enumerate(runs[side]):
+            made.client.log_metric(run, "accuracy/validation", held_out + seed * held_out / 500)
+    said = say("--a", *runs["small"], "--b", *runs["large"])
+    rows = [line.split("  ")[0].strip() for line in said.splitlines()]
+    assert rows.index("validation accuracy") + 1 == rows.index("test accuracy")
+    assert "Validation accuracy of A is lower than that of B by 0.06" in flat(said)
+    # Only one side has it: nothing is said of it.
+    assert "alidation accuracy" not in say("--a", *runs["small"], "--b", "model=linear")
+    for run in (*runs["small"], *runs["large"]):
         made.client.delete_run(run)
 
 

@@ -1,60 +1,36 @@
 """What may be asked for, and what a wrong request is answered; nothing here trains."""
 
 import json
+import os
+import pkgutil
 import re
+import shlex
 import sys
+from importlib import metadata
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from conftest import one_line
+from command_lines import (
+    LINES,
+    check_answered,
+    folders_of_configs,
+)
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fmnist_lab import assembly, config, jobs, run
-from fmnist_lab.config import Config, Section
+from fmnist_lab import config
+from fmnist_lab.config import files, naming, overrides
+from fmnist_lab.config.fields import Section
+from fmnist_lab.config.nearest import keras_names
+from fmnist_lab.config.schema import Config
+from fmnist_lab.config.suggestion import sweep_around
 from fmnist_lab.errors import UserError
+from fmnist_lab.models import dense
 
 CONF = config.conf_dir()
 GROUPS = sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
-
-
-class Door:
-    """`python -m fmnist_lab.run` in this process, with a job that only says what it was asked."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
-        self.capsys = capsys
-        self.asked: list[Config] = []
-
-    def __call__(self, *overrides: str) -> int:
-        self.asked.clear()
-        self.capsys.readouterr()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["run", *overrides])
-            for name in jobs.JOBS:
-                patch.setitem(jobs.JOBS, name, lambda config, _: self.asked.append(config))
-            try:
-                run.main()
-            except SystemExit as end:
-                return end.code
-        return 0
-
-    def config(self, *overrides: str) -> Config:
-        assert self(*overrides) == 0
-        (asked,) = self.asked
-        return asked
-
-    def error(self, *overrides: str) -> str:
-        """Return the one line that refuses these overrides."""
-        code = self(*overrides)
-        out, err = self.capsys.readouterr()
-        assert (code, out, self.asked) == (2, "", [])
-        return one_line(err)
-
-
-@pytest.fixture
-def door(hydra_here, capsys):
-    return Door(capsys)
 
 
 def left_behind(folder: Path) -> list[str]:
@@ -251,6 +227,208 @@ def test_a_database_is_no_tracking_server(door, tmp_path, monkeypatch):
     assert left_behind(tmp_path) == []
 
 
+# What was meant: an override, and the end of the sentence that refuses it.
+MEANT = [
+    ("epochs=5", "; did you mean trainer.epochs?"),
+    ("+epochs=5", "; did you mean trainer.epochs?"),
+    ("train.epochs=5", "; did you mean trainer.epochs?"),
+    ("lr=0.1", "; did you mean optimizer.learning_rate?"),
+    ("limit=1", "; did you mean data.train_limit or data.test_limit?"),
+    ("momentum=0.9", "; did you mean optimizer.momentum?"),
+    ("trainer.engine=natve", "; did you mean trainer.engine=native?"),
+    ("model.activation=ReLU", "; did you mean model.activation=relu?"),
+    ("model=MLP", "; did you mean model=mlp?"),
+    ("hydra/launcher=local", "; did you mean hydra/launcher=local_cores?"),
+    ("optimizer=Adam", "; did you mean optimizer=adam?"),
+    ("optimizer=nadam", ": optimizer._target_=keras.optimizers.Nadam"),
+    ("optimizer=rmsprop", ": optimizer._target_=keras.optimizers.RMSprop"),
+    ("optimizer=keras.optimizers.Lion", ": optimizer._target_=keras.optimizers.Lion"),
+    ("model=EfficientNetB0", ": model=own model._target_=my_module.my_model"),
+    ("schedule=exponential", ": schedule._target_=my_module.my_schedule"),
+    ("callbacks=TensorBoard", ": +callbacks.mine._target_=keras.callbacks.TensorBoard"),
+    # the shell has split it
+    ("model.hidden_units=[256, 128]", "; write model.hidden_units=[256,128]"),
+    ("seed=1 model.hidden_units=[3, 4, 5] name=x", "; write model.hidden_units=[3,4,5]"),
+    ("-m trainer.epochs=1, 5", "; write trainer.epochs=1,5"),
+    ("trainer.epochs = 5", "; write trainer.epochs=5"),
+    ("trainer.epochs= 5", "; write trainer.epochs=5"),
+    ("epochs 5 seed=1", "; write trainer.epochs=5"),
+    ("name=my run", "; write 'name=my run'"),
+    ("seed=1 trainer", "expected key=value, such as trainer.epochs=5"),
+    # dashes
+    ("--epochs 5", ": write trainer.epochs=5"),
+    ("--trainer.epochs=5", ": write trainer.epochs=5"),
+    ("-e 5", ": write trainer.epochs=5"),
+    ("seed=1 --learning-rate 0.1", ": write optimizer.learning_rate=0.1"),
+    ("--resume", ": write resume=true"),
+    ("-model=cnn", ": write model=cnn"),
+    ("--=5", ": write key=5, such as trainer.epochs=5"),
+    ("--nope", ": write key=VALUE, such as trainer.epochs=5"),
+    ("--multi-run seed=1,2", "; did you mean --multirun?"),
+]
+
+
+@pytest.mark.parametrize(("words", "cure"), MEANT, ids=[row[0] for row in MEANT])
+def test_a_mistake_is_answered_with_what_was_meant(door, words, cure):
+    assert door.error(*words.split()).endswith(cure)
+
+
+def test_a_cure_works(door):
+    said = door.error("optimizer=rmsprop")
+    asked = door.config(said.rpartition(" ")[2])
+    assert asked.optimizer.target == "keras.optimizers.RMSprop"
+
+
+def test_names_of_keras_are_those_that_it_has(backend):
+    for group, known in (
+        ("optimizer", "SGD"),
+        ("schedule", "CosineDecay"),
+        ("callbacks", "History"),
+    ):
+        names = keras_names(group)
+        assert known in names
+        assert all(callable(pkgutil.resolve_name(dotted)) for dotted in names.values())
+
+
+# Hydra's own flags, and how the answer begins.
+FLAGS_ALONE = [
+    ("--version", 0, f"fmnist_lab {metadata.version('fmnist_lab')}, Hydra "),
+    ("--cfg job trainer.epochs=7 --package trainer", 0, "# @package trainer\nepochs: 7\n"),
+    ("seed=1 --cfg job trainer.epochs=2 -p seed", 0, "1\n"),
+    ("--info searchpath seed=1", 0, "\nConfig search path\n"),
+    ("seed=1 --info trainer.epochs=2", 0, "Hydra "),
+    ("-m --hydra-help trainer.epochs=1", 0, "Hydra ("),
+    ("--shell-completion install=fish", 0, "function "),
+    (
+        "-m --cfg job trainer.epochs=2,3",
+        2,
+        "--multirun: received together with --cfg, expected one",
+    ),
+    ("-m --info", 2, "--multirun: received together with --info"),
+    ("--cfg nope", 2, "--cfg: received nope, expected one of job, hydra, all"),
+    ("--cfg", 2, "--cfg: received no value, expected one of job"),
+    ("--config-dir", 2, "--config-dir: received no value, expected a value"),
+    ("--resolve", 2, "--resolve: received without --cfg"),
+    ("--package trainer", 2, "--package: received without --cfg"),
+    ("--cfg job --package nope", 2, "--package: received nope, expected a key of the config"),
+    ("--shell-completion", 2, "--shell-completion: received nothing, expected install=SHELL"),
+    ("-sc install=nope", 2, "--shell-completion: received install=nope"),
+    ("--experimental-rerun job.pickle", 2, "--experimental-rerun: received job.pickle, but"),
+    ("--config-dir nope", 2, "--config-dir: received nope, expected a folder that exists"),
+    ("--config-name nope", 2, "--config-name: received nope, expected a YAML file"),
+    ("--config-name experiment/tutorial", 2, "--config-name: received experiment/tutorial"),
+    ("hydra.searchpath=[nope]", 2, "provider=hydra.searchpath in command-line, path=nope is not"),
+    ("-m seed=1,2 hydra.launcher=null", 2, "hydra.launcher: received null, expected "),
+    ("-m seed=1,2 hydra.sweeper._target_=nope", 2, "hydra.sweeper._target_: received nope, expec"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "begins"), FLAGS_ALONE, ids=[row[0] for row in FLAGS_ALONE]
+)
+def test_each_of_hydras_flags_has_an_answer(door, words, code, begins):
+    if code:
+        assert door.error(*words.split()).startswith(begins)
+    else:
+        assert door(*words.split()) == 0
+        out, err = door.capsys.readouterr()
+        assert err == ""
+        assert out.startswith(begins)
+
+
+# A run's own config, given back
+
+
+@pytest.fixture
+def kept(door, tmp_path) -> Config:
+    """A config unlike the default one, and its file in `kept/`, under two names."""
+    asked = door.config(
+        *("model=cnn", "model.filters=[8,16]", "optimizer=sgd", "schedule=one_cycle", "seed=7"),
+        *("callbacks=early_stopping", "data.validation_fraction=0.1", "trainer.threads=1"),
+        *("name='it is'", "tracking=none"),
+    )
+    (tmp_path / "kept").mkdir()
+    for name in ("config", "mine"):
+        text = OmegaConf.to_yaml(OmegaConf.create(asked.to_dict()))
+        (tmp_path / "kept" / f"{name}.yaml").write_text(text)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("--config-dir kept --config-name config", "--config-dir kept", "--config-path kept"),
+        *("--config-dir=kept --config-name=mine", "--config-name kept/config.yaml"),
+        "--config-path {here}/kept --config-name mine.yaml",
+    ],
+)
+def test_a_runs_own_config_trains_that_run(door, tmp_path, kept, words):
+    again = door.config(*words.format(here=tmp_path).split())
+    assert again == kept
+    assert again.identity() == kept.identity()
+    # And is forgotten afterwards.
+    assert door.config().model.target == "fmnist_lab.models.mlp"
+
+
+def test_a_runs_own_config_may_be_changed_and_swept(door, kept):
+    changed = door.config(
+        "seed=8", "--config-dir", "kept", "model=linear", "optimizer.momentum=0.5"
+    )
+    assert (changed.seed, changed.model.target) == (8, "fmnist_lab.models.linear")
+    assert changed.optimizer.arguments()["momentum"] == 0.5
+    assert changed.callbacks == kept.callbacks
+    assert "expected one of filters, dense_units" in door.error(
+        "--config-dir=kept", "model.hidden_units=3"
+    )
+    assert (door("-m", "--config-dir=kept", "seed=1,2"), door.swept) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "said"),
+    [
+        ("a: [1", "--config-dir other", "other/config.yaml cannot be read: "),
+        ("[3]", "--config-name other/config", "other/config.yaml: received no keys"),
+        ("defaults: [config]", "--config-dir other", "give it a name that is not in conf"),
+        ("defaults: [config]", "--config-path other", "the defaults list of a config names itself"),
+        ("trainer: {epoch: 1}", "--config-dir other", "did you mean trainer.epochs?"),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_not_passed_over(door, tmp_path, text, words, said):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_text(text)
+    assert said in door.error(*words.split())
+
+
+def test_overrides_may_stand_on_both_sides_of_a_flag(door):
+    shapes = Path(config.__file__).parents[2] / "examples" / "conf"
+    asked = door.config("trainer.epochs=1", "--config-dir", str(shapes), "data=shapes", "seed=3")
+    assert (asked.trainer.epochs, asked.data.name, asked.seed) == (1, "shapes", 3)
+    assert door("--help", "--config-dir", str(shapes), "data=shapes") == 0
+    assert "name: shapes" in door.capsys.readouterr().out
+
+
+SWEEPS = {
+    "": "trainer.epochs=1,5,20 model.hidden_units=32,128,512",
+    "trainer.epochs=2 name=mine resume=true": "trainer.epochs=1,2,8 model.hidden_units=32,128,512",
+    "model=cnn seed=7": "model=cnn seed=7,8,9",
+    "model.hidden_units=[8,9]": "'model.hidden_units=[8,9]' seed=0,1,2",
+    "experiment=tutorial seed=3 trainer.threads=1": "experiment=tutorial trainer.threads=1",
+    "tracking.uri=sqlite:///a model=linear": "tracking.uri=sqlite:///a model=linear seed=0,1,2",
+    "--config-dir kept": "--config-dir=kept seed=7,8,9",
+    "job=evaluate model_uri=x": None,
+}
+
+
+@pytest.mark.parametrize(("words", "sweep"), SWEEPS.items(), ids=SWEEPS)
+def test_the_suggested_sweep_is_around_the_run(door, kept, monkeypatch, words, sweep):
+    told = []
+    monkeypatch.setattr(door, "job", lambda config, _: told.append(sweep_around(config)))
+    assert door(*words.split()) == 0
+    assert told == [f"python -m fmnist_lab.run -m {sweep}" if sweep else ""]
+    # A suggestion is a command that works.
+    assert not sweep or (door("-m", *shlex.split(sweep)), door.swept) == (0, True)
+
+
 # What is accepted
 
 
@@ -365,75 +543,16 @@ def test_a_config_survives_being_written_and_read(door):
     assert again.identity() == asked.identity()
 
 
-KEYS = st.sampled_from(
-    [
-        *("trainer.epochs", "trainer.batch_size", "trainer.engine", "trainer", "model", "seed"),
-        *("model.hidden_units", "model.dropout", "model.activation", "optimizer", "name", "job"),
-        *("optimizer.learning_rate", "optimizer._target_", "data.validation_fraction", "nope"),
-        *("data.dir", "tracking", "tracking.kind", "experiment", "debug", "model_uri", "a.b.c"),
-    ]
-)
-VALUES = st.one_of(
-    st.integers().map(str),
-    st.floats().map(str),
-    st.sampled_from(
-        [
-            *(
-                "null",
-                "true",
-                "abc",
-                "",
-                "[]",
-                "[1]",
-                "[1,[2]]",
-                "{}",
-                "{a: 1}",
-                "{epochs: 3}",
-                "'x'",
-            ),
-            *("mlp", "linear", "sgd", "default", "none", "evaluate", "smoke", "relu", "a,b", "1,2"),
-            *("${seed}", "${nope}", "${trainer}", "???", "${model.", "1e-3", "range(3)", "a=b"),
-            *(
-                "keras.optimizers.Lion",
-                "runs:/1/model",
-                "../x",
-                "é",
-                "[",
-                '"',
-                "\\",
-                "1_000",
-                "0x10",
-            ),
-        ]
-    ),
-)
-OVERRIDES = st.builds(
-    "{}{}={}".format, st.sampled_from(["", "", "", "+", "++", "~"]), KEYS, VALUES
-) | st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=8).filter(
-    # Hydra's own flags print help, start a sweep or open files.
-    lambda word: not word.startswith("-")
-)
-
-
 @settings(
-    max_examples=50,
+    max_examples=25,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     database=None,
 )
-@given(overrides=st.lists(OVERRIDES, min_size=1, max_size=3))
-def test_no_command_line_gives_a_traceback(door, overrides):
-    code = door(*overrides)
-    out, err = door.capsys.readouterr()
-    assert out == ""
-    if code == 0:
-        (asked,) = door.asked
-        assert isinstance(asked, Config)
-        assert err == ""
-    else:
-        assert code == 2
-        assert door.asked == []
-        one_line(err)
+@given(words=LINES)
+def test_no_command_line_gives_a_traceback(door, words):
+    folders_of_configs()
+    check_answered(door, words)
 
 
 # What a config is to the rest of the program
@@ -442,7 +561,7 @@ def test_no_command_line_gives_a_traceback(door, overrides):
 def test_activations_are_keras_own(backend):
     import keras
 
-    for name in config.get_args(config.Activation):
+    for name in get_args(dense.Activation):
         assert keras.activations.get(name) is getattr(keras.activations, name)
 
 
@@ -514,7 +633,7 @@ def test_identity_counts_every_key_that_is_not_named_here(door):
     ],
 )
 def test_run_names_put_what_differs_first(door, overrides, name):
-    assert assembly.run_name(door.config(*overrides)) == name
+    assert naming.run_name(door.config(*overrides)) == name
 
 
 def test_params_are_flat_and_few(door):
@@ -530,14 +649,14 @@ def test_params_are_flat_and_few(door):
         "trainer.batch_size": 32,
         "data.validation_fraction": 0.0,
     }
-    params = assembly.params(door.config())
+    params = naming.params(door.config())
     assert params.items() >= expected.items()
     assert len(params) < 20
     assert all(isinstance(value, str | int | float) for value in params.values())
 
 
 def test_params_hold_what_was_chosen(door):
-    chosen = assembly.params(
+    chosen = naming.params(
         door.config(
             *("optimizer=sgd", "optimizer.clipnorm=1", "data.train_limit=10", "trainer.threads=1")
         )
@@ -551,7 +670,7 @@ def test_params_hold_what_was_chosen(door):
 
 
 def test_params_hold_the_arguments_of_callbacks(door):
-    chosen = assembly.params(
+    chosen = naming.params(
         door.config(
             *("callbacks=early_stopping", "data.validation_fraction=0.1"),
             "callbacks.early_stopping.patience=7",
@@ -559,6 +678,14 @@ def test_params_hold_the_arguments_of_callbacks(door):
     )
     assert chosen["callbacks"] == "early_stopping"
     assert chosen["callbacks.early_stopping.patience"] == 7
+
+
+def test_the_example_of_a_key_is_its_value_among_all_keys():
+    every = files.whole_keys()
+    assert len(every) > 50
+    assert {key: files.example(key) for key in every} == every
+    for key in ("trainer", "defaults", "hydra", "hydra.launcher.workers", "nope"):
+        assert files.example(key) is None
 
 
 # Where the configs are
@@ -571,7 +698,7 @@ def test_conf_is_found_beside_the_package():
 
 def test_conf_inside_the_package_comes_first(monkeypatch, tmp_path):
     package = tmp_path / "fmnist_lab"
-    monkeypatch.setattr(config, "__file__", str(package / "config.py"))
+    monkeypatch.setattr(files, "__file__", str(package / "config" / "files.py"))
     with pytest.raises(UserError, match="reinstall fmnist_lab"):
         config.conf_dir()
     for folder in (tmp_path / "conf", package / "conf"):
@@ -616,6 +743,32 @@ def test_help_and_config_errors_import_nothing_heavy(doors, tmp_path):
     assert left_behind(tmp_path) == []
 
 
+DOORS = ["run", "runs", "predict", "benchmark"]
+
+
+def test_the_package_says_which_doors_it_has_and_opens_them(doors, tmp_path):
+    for words in ([], ["--help"]):
+        process = doors.package(tmp_path, *words)
+        assert (process.code, process.err) == (0, "")
+        assert re.findall(r"^  python -m fmnist_lab\.(\w+) ", process.out, re.M) == DOORS
+    assert "did you mean runs?" in doors.package(tmp_path, "rums").error
+    assert "overrides are for python -m fmnist_lab.run" in doors.package(tmp_path, "seed=1").error
+    process = doors.package(tmp_path, "run", "--cfg", "job", "seed=3", "-p", "seed")
+    assert (process.code, process.err, process.out) == (0, "", "3\n")
+    assert "did you mean trainer.epochs?" in doors.package(tmp_path, "run", "epochs=3").error
+
+
+@pytest.mark.parametrize("door", ["", *(f".{name}" for name in DOORS)])
+def test_a_system_that_is_not_supported_is_told_so_by_every_door(doors, tmp_path, door):
+    """As on Windows, where Python has no fcntl."""
+    text = "import sys\nsys.platform = 'win32'\nsys.modules['fcntl'] = None\n"
+    (tmp_path / "sitecustomize.py").write_text(text)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    process = doors.package(tmp_path, "trainer.epochs=1", door=door, PYTHONPATH=path)
+    assert "does not work on this system (win32)" in process.error
+    assert "Linux, macOS, Google Colab, and on Windows in WSL" in process.error
+
+
 @pytest.mark.parametrize("module", ["run", "runs", "predict"])
 def test_help_of_every_door(doors, tmp_path, module):
     process = doors(module, tmp_path, "--help")
@@ -627,3 +780,12 @@ def test_help_of_every_door(doors, tmp_path, module):
 def test_a_last_epoch_that_a_longer_run_would_not_evaluate_is_no_prefix(door):
     assert door.config("trainer.epochs=10", "trainer.evaluate_every=5").prefix_identity()
     assert door.config("trainer.epochs=7", "trainer.evaluate_every=5").prefix_identity() is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "plain", "it's", "a\\b", "a\\\\b", "\\'", "\\\\'x", "end\\", "end\\\\", "'", "''", "é #%"],
+)
+def test_a_quoted_text_is_what_hydra_reads(text):
+    override = OverridesParser.create().parse_override(f"key={overrides.quoted(text)}")
+    assert override.value() == text

@@ -1,14 +1,17 @@
 """Which engine a training gets, and what the native one promises beyond the others."""
 
+import functools
 import itertools
 import platform
 import shutil
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import reference
 
 from fmnist_lab.errors import UserError
 
@@ -56,12 +59,12 @@ def adam(**options):
 
 def trained(model, images, labels, optimizer=None, *, epochs=2, **recipe):
     """Train; return the epochs' figures, and the weights and the optimizer's memory as bytes."""
-    from fmnist_lab import engines, training
+    from fmnist_lab.training import engines, loop
 
     optimizer = optimizer or adam()
     figures = [
         (epoch.loss, epoch.accuracy)
-        for epoch in training.train(
+        for epoch in loop.train(
             *(model, images, labels, optimizer), epochs=epochs, recipe=engines.Recipe(**recipe)
         )
     ]
@@ -72,7 +75,7 @@ def trained(model, images, labels, optimizer=None, *, epochs=2, **recipe):
 
 
 def choice(model, optimizer=None, **recipe) -> str:
-    from fmnist_lab import engines
+    from fmnist_lab.training import engines
 
     return engines.choose(model, optimizer or adam(), engines.Recipe(**recipe))
 
@@ -149,6 +152,7 @@ def unusual_models():
     }
 
 
+@pytest.mark.slow
 def test_what_the_native_engine_cannot_train_is_left_to_xla_or_refused_in_words():
     check_left_to("xla", unusual_models())
 
@@ -253,7 +257,7 @@ def test_biases_that_do_not_decay_are_left_to_xla():
 def test_augmentation_and_other_losses_are_left_to_xla():
     import keras
 
-    from fmnist_lab.augmentation import Augmentation
+    from fmnist_lab.training.augmentation import Augmentation
 
     assert choice(mlp(8), augmentation=Augmentation(flip=True)) == "xla"
     assert choice(mlp(8), loss=keras.losses.SparseCategoricalCrossentropy()) == "xla"
@@ -261,9 +265,12 @@ def test_augmentation_and_other_losses_are_left_to_xla():
 
 # The native engine
 
+# TensorFlow takes a second or two to compile each.
+SLOW_BATCHES = [pytest.param(size, marks=pytest.mark.slow) for size in (1, 32, 500)]
+
 
 @pytest.mark.parametrize("hidden_units", [(), (1,), (16,), (40, 24), (33, 64, 7), (130,)])
-@pytest.mark.parametrize("batch_size", [1, 7, 32, 500])
+@pytest.mark.parametrize("batch_size", [7, *SLOW_BATCHES])
 def test_it_agrees_with_xla_for_any_shape(images, labels, hidden_units, batch_size):
     """Widths and batches that fill its tiles and panels, and such that do not."""
     ours, theirs = mlp(*hidden_units), mlp(*hidden_units)
@@ -274,7 +281,84 @@ def test_it_agrees_with_xla_for_any_shape(images, labels, hidden_units, batch_si
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 32, 500])
+@pytest.mark.parametrize("network", ["softmax", "dense", "convolution", "convolutions"])
+@pytest.mark.parametrize(
+    ("name", "options", "smoothing"),
+    [
+        ("SGD", {}, 0.0),
+        ("SGD", {"weight_decay": 0.1}, 0.3),
+        ("SGD", {"momentum": 0.9}, 0.0),
+        ("SGD", {"momentum": 0.8, "nesterov": True}, 0.1),
+        ("Adam", {"beta_1": 0.8, "beta_2": 0.99, "epsilon": 1e-3}, 0.0),
+        ("AdamW", {"beta_1": 0.9, "beta_2": 0.9, "epsilon": 1e-3, "weight_decay": 0.1}, 0.2),
+    ],
+)
+def test_two_epochs_are_what_the_formulas_say(network, name, options, smoothing):
+    """Another rate each step, and a smaller last batch; compared with float64, without a trick."""
+    import keras
+    from keras import layers
+
+    from fmnist_lab.training import engines
+
+    keras.utils.set_random_seed(5)
+    conv = {"padding": "same", "activation": "relu"}
+    blocks = {
+        "softmax": [],
+        "dense": [],
+        "convolution": [layers.Conv2D(3, 3, **conv)],
+        "convolutions": [
+            *(layers.Conv2D(4, 5, **conv), layers.MaxPooling2D(2)),
+            *(layers.Conv2D(18, 3, **conv), layers.Conv2D(2, 1, **conv), layers.MaxPooling2D(2)),
+        ],
+    }[network]
+    pools = {"convolution": [1], "convolutions": [2, 1, 2]}.get(network, [])
+    hidden = [layers.Dense(n, activation="relu") for n in ((7, 35) if network == "dense" else ())]
+    model = keras.Sequential(
+        [
+            *(keras.Input((5, 6, 2), dtype="uint8"), layers.Rescaling(1 / 255, -0.3), *blocks),
+            *(layers.Flatten(), *hidden, layers.Dense(CLASSES, activation="softmax")),
+        ]
+    )
+    optimizer = getattr(keras.optimizers, name)(**options)
+    weights = [each.numpy() for each in model.trainable_variables]
+    expected = [
+        reference.Layer(kernel, bias, pool)
+        for kernel, bias, pool in itertools.zip_longest(
+            *(weights[::2], weights[1::2], pools), fillvalue=1
+        )
+    ]
+    random = np.random.default_rng(6)
+    images = random.integers(0, 256, (13, 5, 6, 2), np.uint8)
+    labels = random.integers(0, CLASSES, 13)
+    rates = np.linspace(0.05, 0.02, 4, dtype=np.float32)
+    recipe = engines.Recipe(batch_size=4, engine="native", label_smoothing=smoothing)
+    trainer = engines.trainer(model, optimizer, recipe)
+    held = trainer.hold(images, labels)
+    trainer.load(model, optimizer)
+    for epoch in range(2):
+        order = random.permutation(13)
+        loss, correct = reference.train(
+            *(expected, images / 255 - 0.3, labels, order, 4, rates, options),
+            smoothing=smoothing,
+            steps_before=4 * epoch,
+        )
+        found = trainer.run(held, order, rates, 0, None)
+        assert found == (pytest.approx(loss, rel=1e-5), correct)
+    trainer.store(model, optimizer)
+    found = [each.numpy() for each in (*model.trainable_variables, *optimizer.variables[2:])]
+    variables = [each for layer in expected for each in (layer.kernel, layer.bias)]
+    states = [layer.state[part] for layer in expected for part in ("kernel", "bias")]
+    if options.get("momentum"):
+        variables += [state["m"] for state in states]
+    elif name != "SGD":
+        found[len(weights) :] = [each.numpy() for each in optimizer._momentums]
+        found += [each.numpy() for each in optimizer._velocities]
+        variables += [state[kind] for kind in "mv" for state in states]
+    for mine, other in zip(found, variables, strict=True):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("batch_size", [7, *SLOW_BATCHES])
 @pytest.mark.parametrize(
     ("filters", "dense_units"), [((2,), 0), ((32,), 7), ((5, 33), 0), ((3, 16, 20), 16)]
 )
@@ -342,6 +426,7 @@ def test_a_layer_that_was_first_called_on_images_of_another_size(images, labels)
         np.testing.assert_allclose(mine, other, rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     platform.machine() != "x86_64" or shutil.which("gcc") is None,
     reason="needs an x86-64 processor, and GCC, which can be told to do without its widest vectors",
@@ -349,12 +434,12 @@ def test_a_layer_that_was_first_called_on_images_of_another_size(images, labels)
 @pytest.mark.parametrize("without", ["-mno-avx", "-mno-avx512f"])
 def test_vectors_of_other_widths(images, labels, without, unkept, monkeypatch):
     """Those of processors that have no wider ones, with other tiles and panels."""
-    from fmnist_lab.engines import native
+    from fmnist_lab.training.engines.native import build
 
     def train(engine: str):
         model = cnn(5, 40, dense_units=20)
         trained(model, images, labels, engine=engine)
-        return model.get_weights(), native._library().fmnist_lab_panel()
+        return model.get_weights(), build.library().fmnist_lab_panel()
 
     monkeypatch.setenv("CC", f"gcc {without}")
     ours, panel = train("native")
@@ -365,11 +450,11 @@ def test_vectors_of_other_widths(images, labels, without, unkept, monkeypatch):
 
 
 @pytest.fixture
-def brief(monkeypatch):
+def bf16(monkeypatch):
     """A processor that multiplies bfloat16, or one that does as if."""
-    from fmnist_lab.engines import native
+    from fmnist_lab.training.engines.native import build
 
-    monkeypatch.setattr(native._library(), "fmnist_lab_brief", lambda: 1)
+    monkeypatch.setattr(build.library(), "fmnist_lab_has_bf16", lambda: 1)
 
 
 def in_bfloat16(make):
@@ -384,7 +469,7 @@ def in_bfloat16(make):
 
 @pytest.mark.parametrize("shape", [(9, 7, 1), (6, 16, 3)])
 @pytest.mark.parametrize("size", [1, 3, 5])
-def test_a_step_in_bfloat16_is_one_in_float32_but_for_rounding(labels, shape, size, brief):
+def test_a_step_in_bfloat16_is_one_in_float32_but_for_rounding(labels, shape, size, bf16):
     """Of one image, since many cancel out; with all units on, as rounding may turn one off."""
     import keras
     from keras import layers
@@ -409,7 +494,7 @@ def test_a_step_in_bfloat16_is_one_in_float32_but_for_rounding(labels, shape, si
         assert 0 < np.linalg.norm(rounded - exact) < 0.1 * np.linalg.norm(exact)
 
 
-def test_training_in_bfloat16_goes_the_way_that_it_goes_in_the_graph(images, labels, brief):
+def test_training_in_bfloat16_goes_the_way_that_it_goes_in_the_graph(images, labels, bf16):
     """With poolings that leave a row and a column out, and a smaller last batch."""
     losses = []
     for engine in ("native", "graph"):
@@ -421,14 +506,14 @@ def test_training_in_bfloat16_goes_the_way_that_it_goes_in_the_graph(images, lab
     assert ours == pytest.approx(theirs, rel=0.02)
 
 
-def test_images_of_as_many_channels_as_a_vector_has(labels, brief):
+def test_images_of_as_many_channels_as_a_vector_has(labels, bf16):
     """The first convolution's inputs are floats, even where pairs of them would fit."""
     import keras
     from keras import layers
 
-    from fmnist_lab.engines import native
+    from fmnist_lab.training.engines.native import build
 
-    shape = (5, 4, native._library().fmnist_lab_lanes())
+    shape = (5, 4, build.library().fmnist_lab_lanes())
     images = np.random.default_rng(2).integers(0, 256, (COUNT, *shape), np.uint8)
 
     def make():
@@ -443,18 +528,18 @@ def test_images_of_as_many_channels_as_a_vector_has(labels, brief):
     np.testing.assert_allclose(exact, expected, rtol=1e-3)
 
 
-def test_bfloat16_is_left_to_the_graph_where_the_processor_cannot_multiply_it(brief, monkeypatch):
-    from fmnist_lab.engines import native
+def test_bfloat16_is_left_to_the_graph_where_the_processor_cannot_multiply_it(bf16, monkeypatch):
+    from fmnist_lab.training.engines.native import build
 
     model = in_bfloat16(lambda: cnn(4))
     assert choice(model) == "native"
-    monkeypatch.setattr(native._library(), "fmnist_lab_brief", lambda: 0)
+    monkeypatch.setattr(build.library(), "fmnist_lab_has_bf16", lambda: 0)
     assert choice(model) == "graph"
     with pytest.raises(UserError, match="received bfloat16, expected a processor that multiplies"):
         choice(model, engine="native")
 
 
-def test_a_hidden_layer_in_bfloat16_is_left_to_the_graph(brief):
+def test_a_hidden_layer_in_bfloat16_is_left_to_the_graph(bf16):
     model = in_bfloat16(lambda: cnn(4, dense_units=8))
     assert choice(model) == "graph"
     with pytest.raises(UserError, match="the layer hidden in mixed_bfloat16"):
@@ -462,7 +547,7 @@ def test_a_hidden_layer_in_bfloat16_is_left_to_the_graph(brief):
 
 
 class Always:
-    """A team that never tries another number of threads."""
+    """A tuner that never tries another number of threads."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -476,7 +561,7 @@ class Always:
 
 
 class Restless(Always):
-    """A team that tries another number with every step, more than there are cores."""
+    """A tuner that tries another number with every step, more than there are cores."""
 
     def __init__(self, size: int) -> None:
         super().__init__(size)
@@ -487,16 +572,17 @@ class Restless(Always):
         return 0.0, next(self.turns)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 32, COUNT + 1])
 @pytest.mark.parametrize("model", [mlp, lambda: mlp(130, 70), lambda: cnn(3, 40, dense_units=9)])
 def test_another_number_of_threads_with_each_step_changes_no_bit(
     images, labels, model, batch_size, monkeypatch
 ):
-    from fmnist_lab.engines import native
+    from fmnist_lab.training.engines import native
 
     results = []
-    for team in (Always(1), Restless(4)):
-        monkeypatch.setattr(native, "Team", lambda _, team=team: team)
+    for tuner in (Always(1), Restless(4)):
+        monkeypatch.setattr(native, "ThreadTuner", lambda _, tuner=tuner: tuner)
         results.append(trained(model(), images, labels, batch_size=batch_size, engine="native"))
     assert results[0] == results[1]
 
@@ -504,12 +590,12 @@ def test_another_number_of_threads_with_each_step_changes_no_bit(
 @pytest.mark.parametrize("hidden_units", [(), (16,), (130, 70)])
 def test_any_number_of_threads_gives_the_same_bits(images, labels, hidden_units, monkeypatch):
     """More threads than cores, too, and more than there is work for."""
-    from fmnist_lab.engines import native
+    from fmnist_lab.training.engines import native
 
     results = []
     for threads in (1, 2, 3, 7):
-        monkeypatch.setattr(native, "Team", lambda _, n=threads: Always(n))
-        monkeypatch.setattr(native.Program, "_threads", lambda self, size, n=threads: n)
+        monkeypatch.setattr(native, "ThreadTuner", lambda _, n=threads: Always(n))
+        monkeypatch.setattr(native.NativeTrainer, "_threads", lambda self, size, n=threads: n)
         results.append(trained(mlp(*hidden_units), images, labels, engine="native"))
     assert all(result == results[0] for result in results)
 
@@ -517,15 +603,15 @@ def test_any_number_of_threads_gives_the_same_bits(images, labels, hidden_units,
 @pytest.mark.parametrize("batch_size", [5, 32])
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_any_number_of_threads_gives_the_same_bits_for_convolutions(
-    images, labels, batch_size, policy, brief, monkeypatch
+    images, labels, batch_size, policy, bf16, monkeypatch
 ):
     """More threads than a batch has portions, too."""
-    from fmnist_lab.engines import native
+    from fmnist_lab.training.engines import native
 
     results = []
     for threads in (1, 2, 3, 20):
-        monkeypatch.setattr(native, "Team", lambda _, n=threads: Always(n))
-        monkeypatch.setattr(native.Program, "_threads", lambda self, size, n=threads: n)
+        monkeypatch.setattr(native, "ThreadTuner", lambda _, n=threads: Always(n))
+        monkeypatch.setattr(native.NativeTrainer, "_threads", lambda self, size, n=threads: n)
         if policy == "float32":
             model = cnn(3, 40, dense_units=9)
         else:
@@ -537,13 +623,13 @@ def test_any_number_of_threads_gives_the_same_bits_for_convolutions(
 def test_small_networks_get_few_threads_and_none_gets_more_than_were_granted(images, monkeypatch):
     import tensorflow as tf
 
-    from fmnist_lab import engines
+    from fmnist_lab.training import engines
 
     def threads(model, granted: int) -> int:
         monkeypatch.setattr(
             tf.config.threading, "get_intra_op_parallelism_threads", lambda: granted
         )
-        return engines.program(model, adam(), engines.Recipe(batch_size=32))._threads(32)
+        return engines.trainer(model, adam(), engines.Recipe(batch_size=32))._threads(32)
 
     assert threads(mlp(8), 64) == 1
     assert threads(mlp(1024), 2) == 2
@@ -596,30 +682,160 @@ def test_a_weight_that_is_not_a_number_shows(images, labels, make):
         trained(model, images, labels, epochs=1, engine="native")
 
 
+# What it is given
+
+
+@pytest.fixture(params=["mlp", "cnn"])
+def trainer(request):
+    """A trainer for batches of 32, loaded, and what a run of it takes."""
+    from fmnist_lab.training import engines
+
+    model, optimizer = {"mlp": mlp, "cnn": cnn}[request.param](6), adam()
+    made = engines.trainer(model, optimizer, engines.Recipe(batch_size=32, engine="native"))
+    made.load(model, optimizer)
+    return made
+
+
+@pytest.mark.parametrize("place", [0, 100, COUNT - 1])
+@pytest.mark.parametrize("index", [-1, COUNT, 2**40, -(2**63)])
+def test_an_order_beyond_the_images_is_told(trainer, images, labels, index, place):
+    """In the first batch, in another, and in the smaller last one."""
+    order = np.arange(COUNT)
+    order[place] = index
+    held = trainer.hold(images, labels)
+    words = f"names image {index}, expected images from 0 to {COUNT - 1}"
+    with pytest.raises(ValueError, match=words):
+        trainer.run(held, order, np.ones(8, np.float32), 0, None)
+
+
+@pytest.mark.parametrize("label", [-1, CLASSES, 2**31 - 1])
+def test_a_label_beyond_the_classes_is_told(trainer, images, labels, label):
+    labels = labels.astype(np.int64)
+    labels[7] = label
+    held = trainer.hold(images, labels)
+    words = f"received the label {label}, expected classes from 0 to {CLASSES - 1}"
+    with pytest.raises(ValueError, match=words):
+        trainer.run(held, np.arange(COUNT), np.ones(8, np.float32), 0, None)
+
+
+def test_images_labels_and_rates_that_do_not_fit_are_told(trainer, images, labels):
+    with pytest.raises(ValueError, match="230 images and 229 labels, expected as many of both"):
+        trainer.hold(images, labels[1:])
+    with pytest.raises(ValueError, match="images of 54 numbers, expected the model's 63"):
+        trainer.hold(images[:, :, 1:], labels)
+    wide = labels.astype(np.int64)
+    wide[3] = 2**32
+    with pytest.raises(ValueError, match="received the label 4294967296, expected classes from 0"):
+        trainer.hold(images, wide)
+    held = trainer.hold(images, labels)
+    for count in (0, 7, 9):
+        rates = np.ones(count, np.float32)
+        with pytest.raises(ValueError, match=f"{count} learning rates, expected 8, one per step"):
+            trainer.run(held, np.arange(COUNT), rates, 0, None)
+
+
+def test_layers_that_do_not_fit_the_batch_are_told(trainer, images, labels):
+    images, labels = held = trainer.hold(images, labels)
+    run = functools.partial(trainer.run, order=np.arange(COUNT), seed=0, report=None)
+    run = functools.partial(run, rates=np.ones(8, np.float32))
+    with pytest.raises(ValueError, match="32 images, 62 numbers each, and layers that do not fit"):
+        run((np.ascontiguousarray(images[:, 1:]), labels))
+    for others in ((images, labels.astype(np.uint8)), (images[:, ::2], labels)):
+        with pytest.raises(ValueError, match="expected those that `hold` returned"):
+            run(others)
+    trainer.layers[-1].inputs += 1
+    with pytest.raises(ValueError, match="layers that do not fit them"):
+        run(held)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("sanitizer", "networks"), [("address,undefined", 100), ("thread", 12)])
+def test_random_networks_under_a_sanitizer(tmp_path, sanitizer, networks):
+    """Each buffer is allocated on its own; of 0 to 3 convolutions, by 1, 2 and 5 threads."""
+    from fmnist_lab.training.engines.native import build
+
+    flags = ["-std=gnu11", "-O1", "-g", build.TUNE, "-fno-math-errno", "-pthread"]
+    flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", f"-I{build.SOURCES}"]
+    trivial = tmp_path / "trivial.c"
+    trivial.write_text("int main(void) { return 0; }")
+    program = tmp_path / "program"
+
+    def compiled(compiler: list[str], source: Path) -> bool:
+        command = [*compiler, *flags, str(source), "-o", str(program), "-lm"]
+        return subprocess.run(command, check=False).returncode == 0
+
+    for compiler in build.compilers():
+        if compiled(compiler, trivial) and not subprocess.run([program], check=False).returncode:
+            break
+    else:
+        pytest.skip(f"no compiler here makes a program with -fsanitize={sanitizer} that runs")
+    assert compiled(compiler, Path(__file__).with_name("sanitized.c"))
+    ran = subprocess.run(
+        [program, "1", str(networks // 4)], capture_output=True, encoding="utf-8", check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
 # The compiler
 
 
 @pytest.fixture
 def unkept(tmp_path, monkeypatch):
     """An engine that nothing has been compiled for, and the folder that it will be kept in."""
-    from fmnist_lab.engines import native
+    from fmnist_lab.training.engines.native import build
 
     monkeypatch.setenv("FMNIST_LAB_CACHE", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)
-    native._library.cache_clear()
+    build.library.cache_clear()
     yield tmp_path
-    native._library.cache_clear()
+    build.library.cache_clear()
 
 
 def test_it_is_compiled_once_and_kept(unkept, monkeypatch):
-    from fmnist_lab.engines import native
+    from fmnist_lab.training.engines.native import build
 
     assert choice(mlp(4)) == "native"
     (kept,) = unkept.rglob("*.so")
-    native._library.cache_clear()
+    build.library.cache_clear()
     monkeypatch.setattr(subprocess, "run", None)
     assert choice(mlp(4)) == "native"
     assert list(unkept.rglob("network-*")) == [kept]
+
+
+def test_on_macos_each_kind_of_processor_has_its_folder(unkept, tmp_path, monkeypatch):
+    """There is no /proc/cpuinfo; `sysctl` knows the processor; the library is kept."""
+    import ctypes
+
+    from fmnist_lab.training import runtime
+    from fmnist_lab.training.engines.native import build
+
+    real = Path.read_text
+
+    def read_text(path: Path, *words, **options) -> str:
+        if str(path) == "/proc/cpuinfo":
+            raise FileNotFoundError(path)
+        return real(path, *words, **options)
+
+    def folder(name: str) -> Path | None:
+        sysctl.write_text(f"#!/bin/sh\necho {name}\n")
+        return runtime.compiled_folder("native")
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    sysctl = tmp_path / "sysctl"
+    sysctl.touch(0o755)
+    third, first = folder("machdep.cpu.brand_string: Apple M3"), folder("Apple M1")
+    assert third != first
+    assert folder("machdep.cpu.brand_string: Apple M3") == third
+    assert unkept in third.parents
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "compile_library", lambda place: place / "network.so")
+        patch.setattr(ctypes, "CDLL", str)
+        assert build.library() == str(third / "network.so")
+    assert folder("") is None
+    sysctl.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert runtime.compiled_folder("native") is None
 
 
 def test_without_a_compiler_xla_trains_and_the_native_engine_says_what_to_install(
@@ -660,37 +876,39 @@ def test_where_one_compiler_fails_the_next_is_taken(unkept, broken):
 
 
 def test_where_nothing_can_be_kept_it_is_compiled_for_this_process(unkept, monkeypatch):
-    from fmnist_lab import backend
+    from fmnist_lab.training import runtime
 
-    monkeypatch.setattr(backend, "compiled_folder", lambda kind: unkept / "not there")
+    monkeypatch.setattr(runtime, "compiled_folder", lambda kind: unkept / "not there")
     assert choice(mlp(4)) == "native"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [b"", b"something else"])
 def test_a_damaged_library_is_compiled_anew(unkept, left):
     """Loaded by another process, since a library that is in use must not be written to."""
-    from fmnist_lab import backend
-    from fmnist_lab.engines import native
+    from fmnist_lab.training import runtime
+    from fmnist_lab.training.engines.native import build
 
-    folder = backend.compiled_folder("native")
-    whole = native._compile(folder)
+    folder = runtime.compiled_folder("native")
+    whole = build.compile_library(folder)
     whole.write_bytes(left)
     assert choice(mlp(4)) == "native"
     assert whole.stat().st_size > 1000
 
 
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_where_nothing_may_be_run_from_xla_trains(unkept, kept, monkeypatch):
     """A home folder that is mounted noexec."""
     import ctypes
 
-    from fmnist_lab import backend
+    from fmnist_lab.training import runtime
 
     def refuse(path):
         raise OSError(f"{path}: failed to map segment")
 
     if not kept:
-        monkeypatch.setattr(backend, "compiled_folder", lambda kind: None)
+        monkeypatch.setattr(runtime, "compiled_folder", lambda kind: None)
     monkeypatch.setattr(ctypes, "CDLL", refuse)
     assert choice(mlp(4)) == "xla"
     with pytest.raises(UserError, match=r"failed to map segment; use trainer\.engine=auto"):

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from fmnist_lab import evaluation
-from fmnist_lab.evaluation import Scores
+from fmnist_lab.evaluation.metrics import Scores
 
 # Predicted classes 0, 1, 0, 2; the third is a mistake.
 PROBABILITIES = np.array(
@@ -223,3 +224,25 @@ def test_what_does_not_fit_is_refused_and_named(function, probabilities, labels)
 def test_bad_numbers_are_refused_and_named(call):
     with pytest.raises(ValueError, match=r"Received: .+"):
         call()
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (5, 64), (0, 500), (9_012, 10_000)])
+def test_intervals_of_shares_are_those_of_scipy(hits, count):
+    expected = stats.binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    found = evaluation.wilson_interval(hits, count)
+    assert found == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_a_gap_interval_is_the_published_one():
+    """Newcombe 1998, table II: 56/70 - 48/80 and 9/10 - 3/10 by method 10."""
+    assert evaluation.gap_interval(56, 70, 48, 80) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+    assert evaluation.gap_interval(9, 10, 3, 10) == pytest.approx((0.1705, 0.8090), abs=5e-5)
+
+
+def test_gap_intervals_cover_what_they_promise():
+    random = np.random.default_rng(0)
+    for share, train, test in ((0.9, 400, 100), (0.1, 64, 64)):
+        hits = random.binomial((train, test), share, (2_000, 2)).tolist()
+        intervals = [evaluation.gap_interval(a, train, b, test) for a, b in hits]
+        covered = np.mean([low <= 0 <= high for low, high in intervals])
+        assert 0.94 < covered < 0.975

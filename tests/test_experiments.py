@@ -13,7 +13,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from fmnist_lab import assembly, config, study, sweep_plan
+from fmnist_lab import config
+from fmnist_lab.config import naming
+from fmnist_lab.studies import frames, summary
+from fmnist_lab.sweep import plan
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 STUDIES = sorted(file.parent.name for file in FOLDER.glob("*/results.csv"))
@@ -55,7 +58,7 @@ def jobs(words: list[str]) -> Iterator[config.Config]:
         loader = GlobalHydra.instance().config_loader()
         given = [word for word in words if word != "-m"]
         whole = loader.load_configuration("config", given, RunMode.MULTIRUN)
-        for job in sweep_plan.plan(whole).jobs:
+        for job in plan.plan(whole).jobs:
             composed = loader.load_sweep_config(whole, list(job))
             own = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
             yield config.validate(OmegaConf.to_container(own))
@@ -69,7 +72,7 @@ def spoken(value: float, digits: int) -> set[str]:
 def sayable(runs: pd.DataFrame, digits: int) -> set[str]:
     """All numbers that may be said of runs: each one's, and mean and spread of each setting."""
     said: set[str] = set()
-    parameters = [each for each in study.varied(runs) if each in runs]
+    parameters = [each for each in summary.varied(runs) if each in runs]
     settings = (
         [part for _, part in runs.groupby(parameters, dropna=False)] if parameters else [runs]
     )
@@ -78,7 +81,7 @@ def sayable(runs: pd.DataFrame, digits: int) -> set[str]:
             said |= spoken(value, digits)
         for part in settings:
             values = part[metric]
-            interval = study.interval(values)
+            interval = summary.interval(values)
             half = (interval.high - interval.low) / 2
             spread = values.max() - values.min()
             for value in (interval.mean, interval.low, interval.high, half, values.std(), spread):
@@ -100,7 +103,7 @@ def test_its_parts_are_there(name):
 
 def comparable(row: dict[str, Any]) -> dict[str, Any]:
     """Parameters with numbers as numbers; the launcher may decide the number of threads."""
-    row = {key: value for key, value in row.items() if key == "seed" or study.is_parameter(key)}
+    row = {key: value for key, value in row.items() if key == "seed" or frames.is_parameter(key)}
     row.pop("trainer.threads", None)
     numbers = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?")
     # A report takes a list of one for the one.
@@ -108,13 +111,21 @@ def comparable(row: dict[str, Any]) -> dict[str, Any]:
     return {key: float(text) if numbers.fullmatch(text) else text for key, text in texts.items()}
 
 
+# Composing all jobs of a study takes seconds.
+@pytest.mark.parametrize(
+    "name",
+    [
+        study if study == "tutorial" else pytest.param(study, marks=pytest.mark.slow)
+        for study in STUDIES
+    ],
+)
 def test_its_command_is_what_the_runs_were_made_with(name):
     kept = pd.read_csv(FOLDER / name / "results.csv", dtype=str)
     made = [comparable(row.dropna().to_dict()) for _, row in kept.iterrows()]
     asked = [each for words in commands(section(readme(name), "Command")) for each in jobs(words)]
     # A parameter may have come since, with a default that does what was done before.
     wanted = [
-        {key: value for key, value in comparable(assembly.params(each)).items() if key in kept}
+        {key: value for key, value in comparable(naming.params(each)).items() if key in kept}
         for each in asked
     ]
 
@@ -160,7 +171,7 @@ def test_its_counts_are_those_of_the_runs(name):
 
 def test_the_summary_is_that_of_the_runs(name):
     kept = pd.read_csv(FOLDER / name / "summary.csv")
-    fresh = study.summarize(results(name)).reset_index(drop=True)
+    fresh = summary.summarize(results(name)).reset_index(drop=True)
     for column in fresh.columns.intersection(kept.columns):
         if column.endswith("/mean"):
             assert sorted(kept[column]) == pytest.approx(sorted(fresh[column]))

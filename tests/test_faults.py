@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import Doors
+from doors import Doors
 from outcomes import outcome
 
 KILLS = int(os.environ.get("FMNIST_LAB_KILLS", "6"))

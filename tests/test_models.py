@@ -4,9 +4,11 @@ import inspect
 
 import numpy as np
 import pytest
+from doors import Process
 from omegaconf import OmegaConf
 
 from fmnist_lab import config
+from fmnist_lab.config.functions import function_section
 from fmnist_lab.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -25,7 +27,7 @@ BUILT = {
 def build(name: str, shape=SHAPE, classes=CLASSES, **options):
     """Build a model as a run does: from its YAML, checked."""
     values = OmegaConf.to_container(OmegaConf.load(config.conf_dir() / f"model/{name}.yaml"))
-    section = config.MODELS[values["_target_"]]
+    section = function_section("model", values["_target_"])
     model = section.model_validate({**values, **options})
     return model.build(image_shape=shape, classes=classes)
 
@@ -98,12 +100,15 @@ def test_a_saved_model_comes_back_to_the_last_bit(models, pixels, name, tmp_path
     assert said[0] == said[1]
 
 
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if "resnet" in name else name for name in BUILT],
+)
 def test_a_few_steps_make_it_better(name):
     """On the images themselves: with random weights none of these does better than chance."""
     import keras
 
-    from fmnist_lab import engines, training
+    from fmnist_lab.training import engines, loop
 
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
@@ -112,7 +117,7 @@ def test_a_few_steps_make_it_better(name):
     images = (0.5 * patterns[labels] + rng.integers(0, 128, (64, *SHAPE))).astype(np.uint8)
     model = build(name, **{**BUILT[name], **({} if name == "linear" else {"dropout": 0.0})})
     epochs = list(
-        training.train(
+        loop.train(
             *(model, images, labels, keras.optimizers.Adam(0.01)),
             epochs=10,
             recipe=engines.Recipe(batch_size=16),
@@ -198,3 +203,15 @@ def test_what_cannot_be_built_is_refused_in_words(name, options, said):
     with pytest.raises(UserError, match=r"refuses its arguments") as caught:
         build(name, **options)
     assert said in str(caught.value)
+
+
+def test_a_model_with_our_own_layer_loads_where_nothing_was_built(tmp_path):
+    file = tmp_path / "model.keras"
+    build("resnet", filters=[4, 8], flip_average=True).save(file)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom fmnist_lab.models import saved\n"
+        "print(saved.load(Path(sys.argv[1])).name)"
+    )
+    process = Process(tmp_path, "-c", code, str(file))
+    assert process.wait() == 0, process.err
+    assert process.out == "resnet_flip_average\n"

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -12,21 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from idx_files import idx_bytes, tiny_arrays, write
+from own_files import FILES
 from PIL import Image
-from test_config import door  # noqa: F401
-from test_run import Tracked
+from tracked import Tracked
 
-from fmnist_lab import assembly, data, memory, sources
+from fmnist_lab import data, predict
+from fmnist_lab.config import naming
+from fmnist_lab.data import idx
 from fmnist_lab.errors import UserError
+from fmnist_lab.jobs import build
+from fmnist_lab.training import preflight
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
-FILES = {
-    "train_images": "train-images-idx3-ubyte",
-    "train_labels": "train-labels-idx1-ubyte",
-    "test_images": "t10k-images-idx3-ubyte",
-    "test_labels": "t10k-labels-idx1-ubyte",
-}
 OWN_DATA = ("data=idx", "data.name=tiny", "data.class_names=[a,b,c]")
 
 
@@ -41,6 +40,7 @@ def folder(hydra_here) -> Path:
     return write(hydra_here / "tiny", files())
 
 
+@pytest.mark.slow
 def test_the_worked_example(doors, tmp_path):
     shutil.copytree(EXAMPLES, tmp_path, dirs_exist_ok=True)
     text = (ROOT / "docs" / "own_model.md").read_text()
@@ -81,26 +81,26 @@ def test_the_worked_example(doors, tmp_path):
         (["model=own", "model.units=3"], "+model.units=VALUE"),
     ],
 )
-def test_what_is_refused(door, overrides, said):  # noqa: F811
+def test_what_is_refused(door, overrides, said):
     assert said in door.error(*overrides)
 
 
-def test_data_by_config_alone(door, folder):  # noqa: F811
+def test_data_by_config_alone(door, folder):
     contents = files()
     digests = [hashlib.sha256(contents[name]).hexdigest() for name in FILES.values()]
     asked = door.config(*OWN_DATA, "data.dir=tiny", f"data.sha256=[{','.join(digests)}]")
-    loaded = assembly.load_data(asked)
+    loaded = build.load_data(asked)
     assert (loaded.name, loaded.class_names) == ("tiny", ("a", "b", "c"))
     assert np.array_equal(loaded.train_images, tiny_arrays()["train_images"])
-    assert assembly.params(asked)["data.name"] == "tiny"
+    assert naming.params(asked)["data.name"] == "tiny"
     counted = door.config(*OWN_DATA, "data.dir=tiny", "data.class_names=3")
-    assert assembly.load_data(counted).class_names == ("0", "1", "2")
+    assert build.load_data(counted).class_names == ("0", "1", "2")
     pinned = door.config(*OWN_DATA, "data.dir=tiny", f"data.sha256=[{','.join(['0' * 64] * 4)}]")
     with pytest.raises(UserError, match=f"SHA-256 {digests[0]}.* expected SHA-256 0000"):
-        assembly.load_data(pinned)
+        build.load_data(pinned)
 
 
-def test_another_folder_is_another_run_unless_its_content_is_verified(door):  # noqa: F811
+def test_another_folder_is_another_run_unless_its_content_is_verified(door):
     digests = f"data.sha256=[{','.join(['0' * 64] * 4)}]"
 
     def identity(*overrides: str) -> str:
@@ -121,9 +121,9 @@ def test_another_folder_is_another_run_unless_its_content_is_verified(door):  # 
 )
 def test_files_that_do_not_fit(tmp_path, changes, said):
     write(tmp_path, files(**changes))
-    described = sources.IdxDataset(
+    described = idx.IdxDataset(
         "tiny",
-        *(sources.IdxFile(name, None) for name in FILES.values()),
+        *(idx.IdxFile(name, None) for name in FILES.values()),
         class_names=("a", "b", "c"),
         image_shape=None,
     )
@@ -131,7 +131,7 @@ def test_files_that_do_not_fit(tmp_path, changes, said):
         data.load(tmp_path, dataset=described)
 
 
-def test_arguments_of_another_model_are_explained(door, tmp_path, monkeypatch):  # noqa: F811
+def test_arguments_of_another_model_are_explained(door, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     asked = door.config("model._target_=patches.patches")
     with pytest.raises(UserError, match=r"hidden_units.*every option but model=own"):
@@ -141,20 +141,25 @@ def test_arguments_of_another_model_are_explained(door, tmp_path, monkeypatch): 
         asked.model.build(image_shape=(28, 28), classes=10)
 
 
-def test_layers_are_named_alike_in_every_job(door, folder, monkeypatch):  # noqa: F811
+def test_layers_are_named_alike_in_every_job(door, folder, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     asked = door.config(
         *("model=own", "model._target_=patches.patches", "+model.size=1"),
         *(*OWN_DATA, "data.dir=tiny"),
     )
-    dataset = assembly.load_data(asked)
+    dataset = build.load_data(asked)
 
     def job() -> str:
-        memory.check(
-            lambda: assembly.built(asked, dataset), assembly.build_optimizer(asked, images=6)
-        )
-        return assembly.build_model(asked, dataset).to_json()
+        preflight.check(lambda: build.built(asked, dataset), build.build_optimizer(asked, images=6))
+        return build.build_model(asked, dataset).to_json()
 
     first = job()
     assert job() == first
     assert '"dense"' in first  # as Keras names it, not the model
+
+
+def test_the_example_picture_is_what_its_script_draws():
+    drawn = runpy.run_path(str(EXAMPLES / "shoe.py"))["draw"]()
+    pixels = predict.read_image(EXAMPLES / "shoe.png").pixels
+    assert pixels.shape == (28, 28)
+    assert np.array_equal(pixels, np.asarray(drawn))

@@ -8,7 +8,7 @@ import pytest
 
 CODE = """if True:
     import atexit, sys, threading, time
-    from fmnist_lab import process
+    from fmnist_lab.system import process
 
     class Lasting:
         def __del__(self):
@@ -61,7 +61,7 @@ def test_a_reader_that_has_left_is_no_complaint(doors, tmp_path):
 
 
 def test_a_disk_that_is_full_is_told(doors, tmp_path):
-    code = "from fmnist_lab import process; process.run(lambda: print('x'))"
+    code = "from fmnist_lab.system import process; process.run(lambda: print('x'))"
     command = f'{sys.executable} -c "{code}" > /dev/full'
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     done = subprocess.run(
@@ -73,17 +73,20 @@ def test_a_disk_that_is_full_is_told(doors, tmp_path):
 
 FREEZES = """if True:
     import gc
-    from fmnist_lab import backend
+    from fmnist_lab.system import process
+    from fmnist_lab.training import runtime as backend
 
-    backend.start(lean={lean})
+    process.ours = {ours}
+    backend.start()
     first = gc.get_freeze_count()
     later = [[number] for number in range(1000)]
-    backend.start(lean=True)
+    process.ours = True
+    backend.start()
     print(first > 100_000, gc.get_freeze_count() - first < 1000)"""
 
 
-@pytest.mark.parametrize("lean", [True, False])
-def test_only_what_a_program_of_ours_imported_is_exempt_from_collection(doors, tmp_path, lean):
+@pytest.mark.parametrize("ours", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_only_what_a_program_of_ours_imported_is_exempt_from_collection(doors, tmp_path, ours):
     """And not what a person's notebook had, or what a job before had left."""
-    done = doors.python(tmp_path, FREEZES.format(lean=lean))
-    assert done.out.split() == [str(lean), "True"], done.err
+    done = doors.python(tmp_path, FREEZES.format(ours=ours))
+    assert done.out.split() == [str(ours), "True"], done.err

@@ -5,16 +5,18 @@ import socket
 from pathlib import Path
 
 import pytest
-from conftest import QUICK
+from doors import QUICK
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from outcomes import outcome
 
-from fmnist_lab import config, resume
+from fmnist_lab import config
 from fmnist_lab.errors import UserError
-from fmnist_lab.scratch import Scratch
-from fmnist_lab.sweep import Membership
-from fmnist_lab.tracking import Store, member_tag
+from fmnist_lab.jobs import resume, train
+from fmnist_lab.jobs.membership import Membership
+from fmnist_lab.tracking import RunRecord, Store, member_tag
+from fmnist_lab.tracking.events import End, Opened, Opening, Params, Status
+from fmnist_lab.tracking.journal import TOKEN_TAG, Journal
 
 EXPERIMENT = "fmnist_lab"
 SWEEP = "a" * 32
@@ -50,16 +52,16 @@ class Before:
         self.place = self.client.get_experiment_by_name(EXPERIMENT).experiment_id
 
     def run(self, status: str, *, live: bool = False, ended: str = "", **tags: str):
-        scratch = Scratch.claim(self.store.unfinished, self.asked.identity())
+        scratch = Journal.claim(self.store.unfinished, self.asked.identity())
         tags |= {"config.hash": self.asked.identity(), "job": "train"}
         tags |= {"scratch": str(scratch.folder), "host": socket.gethostname()}
         run_id = self.client.create_run(self.place, tags=tags, run_name="x").info.run_id
         self.client.log_metric(run_id, "accuracy/test", 0.5)
         if status != "RUNNING":
             self.client.set_terminated(run_id, status)
-        scratch.append({"kind": "run", "id": run_id, "store": self.store.uri})
+        scratch.append(Opened(run_id, store=self.store.uri))
         if ended:
-            scratch.append({"kind": "end", "status": ended})
+            scratch.append(End(Status(ended)))
         if not live:
             scratch.release()
         return run_id, scratch
@@ -86,7 +88,7 @@ def test_an_interrupted_run_is_found_with_what_is_left_of_it(store, asked, befor
     found = resume.look_up(store, asked, None)
     assert isinstance(found, resume.Interrupted)
     assert (found.run_id, found.scratch.folder) == (run_id, left.folder)
-    assert (found.threads, found.engine) == ("3", "graph")
+    assert (found.tags["threads"], found.tags["engine"]) == ("3", "graph")
     with pytest.raises(UserError, match=f"{run_id}.* is in progress"):
         resume.look_up(store, asked, None)
     found.scratch.remove()
@@ -94,11 +96,39 @@ def test_an_interrupted_run_is_found_with_what_is_left_of_it(store, asked, befor
 
 
 def test_what_the_store_never_knew_of_is_found_as_well(store, asked, before):
-    left = Scratch.claim(store.unfinished, asked.identity())
-    left.append({"kind": "params", "values": {}})
+    left = Journal.claim(store.unfinished, asked.identity())
+    left.append(Params({}))
     left.release()
     found = resume.look_up(store, asked, None)
     assert (found.run_id, found.scratch.folder) == ("", left.folder)
+    found.scratch.remove()
+
+
+def test_what_the_store_has_forgotten_is_made_anew_from_what_is_left(store, asked, before):
+    """A power cut may take the store's last word back, but not the journal's."""
+    left = Journal.claim(store.unfinished, asked.identity())
+    left.append(Opening("forgotten"))
+    left.release()
+    found = resume.look_up(store, asked, None)
+    assert (found.run_id, found.scratch.folder) == ("", left.folder)
+    left.append(Opened("f" * 32, "", store.uri, EXPERIMENT))
+    found.scratch.release()
+    found = resume.look_up(store, asked, None)
+    assert (found.run_id, found.scratch.folder) == ("", left.folder)
+    found.scratch.remove()
+
+
+def test_a_run_is_known_by_its_token_before_its_folder_knows_its_id(store, asked, before):
+    _, gone = before.run("FAILED", **{TOKEN_TAG: "older"})
+    gone.remove()
+    left = Journal.claim(store.unfinished, asked.identity())
+    assert left.folder == gone.folder
+    left.append(Opening("t"))
+    tags = {"config.hash": asked.identity(), "job": "train", "scratch": str(left.folder)}
+    made = before.client.create_run(before.place, tags={**tags, TOKEN_TAG: "t"})
+    left.release()
+    found = resume.look_up(store, asked, None)
+    assert (found.run_id, found.scratch.folder) == (made.info.run_id, left.folder)
     found.scratch.remove()
 
 
@@ -117,7 +147,7 @@ def test_a_finished_run_answers_and_what_lies_about_is_cleared_away(store, asked
     _, live = before.run("RUNNING", live=True)
     (store.unfinished / ".gone.1").mkdir()
     found = resume.look_up(store, asked, None)
-    assert isinstance(found, resume.Answered)
+    assert isinstance(found, RunRecord)
     assert (found.run_id, found.metrics) == (finished, {"accuracy/test": 0.5})
     assert not killed.folder.exists()
     assert not own.folder.exists()
@@ -129,6 +159,57 @@ def test_a_finished_run_answers_and_what_lies_about_is_cleared_away(store, asked
         each.remove()
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["with its folder", "without"])
+def test_a_finished_run_that_has_lost_files_answers_nothing(store, asked, before, kept):
+    said: list[str] = []
+    run_id, left = before.run("FINISHED", ended="FINISHED")
+    before.client.log_text(run_id, "seed: 0", "config.yaml")
+    assert isinstance(resume.look_up(store, asked, None, say=said.append), RunRecord)
+    left = Journal.claim(store.unfinished, asked.identity())
+    left.append(Opened(run_id, store=store.uri))
+    left.release()
+    if not kept:
+        left.remove()
+    (store.artifacts / EXPERIMENT / run_id / "artifacts/config.yaml").write_text("")
+    found = resume.look_up(store, asked, None, say=said.append)
+    (sentence,) = said
+    assert f"({run_id}) has lost files: config.yaml is empty. It is " in sentence
+    run = before.client.get_run(run_id)
+    if kept:
+        assert (found.run_id, found.scratch.folder) == (run_id, left.folder)
+        found.scratch.remove()
+    else:
+        assert found is None
+        assert run.info.status == "FAILED"
+        assert run.data.tags["failure"] == "has lost files: config.yaml is empty"
+        assert resume.look_up(store, asked, None, say=said.append) is None
+        assert said == [sentence]
+
+
+@pytest.mark.parametrize(
+    ("engine", "status", "answers"),
+    [("native", "FINISHED", True), ("native", "KILLED", False), ("xla", "FINISHED", False)],
+)
+def test_a_finished_run_of_the_native_engine_answers_for_any_number_of_threads(
+    store, asked, before, engine, status, answers
+):
+    def with_threads(threads: int | None) -> config.Config:
+        trainer = asked.trainer.model_copy(update={"threads": threads})
+        return asked.model_copy(update={"trainer": trainer})
+
+    others = [with_threads(2), with_threads(None), with_threads(1)]
+    assert len({each.identity() for each in others}) == 3
+    tags = {resume.NATIVE_HASH: with_threads(7).native_identity(), "engine": engine}
+    run_id, left = Before(store, with_threads(7)).run(status, **tags)
+    for other in others:
+        found = resume.look_up(store, other, None)
+        assert (found.run_id if found else None) == (run_id if answers else None)
+        assert resume.look_up(store, other.model_copy(update={"resume": False}), None) is None
+    longer = others[0].model_copy(update={"seed": asked.seed + 1})
+    assert resume.look_up(store, longer, None) is None
+    left.remove()
+
+
 def test_a_run_that_ends_clears_away_what_others_of_its_config_have_left(store, asked, before):
     _, killed = before.run("KILLED")
     _, waiting = before.run("RUNNING", ended="FINISHED")
@@ -138,12 +219,26 @@ def test_a_run_that_ends_clears_away_what_others_of_its_config_have_left(store, 
     waiting.remove()
 
 
+@pytest.mark.parametrize("status", ["FINISHED", "KILLED", "RUNNING"])
+def test_a_folder_that_is_no_scratch_folder_is_not_touched(store, asked, before, tmp_path, status):
+    """A run's tag says where its scratch folder is, and anyone may have written that."""
+    thesis = tmp_path / "thesis"
+    (thesis / "tmp").mkdir(parents=True)
+    (thesis / "tmp/chapter").write_text("mine")
+    run_id, left = before.run(status)
+    left.remove()
+    before.client.set_tag(run_id, "scratch", str(thesis))
+    found = resume.look_up(store, asked, None)
+    assert isinstance(found, RunRecord) == (status == "FINISHED")
+    assert [path.name for path in thesis.rglob("*")] == ["tmp", "chapter"]
+
+
 def test_a_folder_that_became_another_runs_is_left_to_that(store, asked, before):
     _, gone = before.run("FINISHED", ended="FINISHED")
     gone.remove()
     later, waiting = before.run("RUNNING", ended="FINISHED")
     assert waiting.folder == gone.folder
-    assert isinstance(resume.look_up(store, asked, None), resume.Answered)
+    assert isinstance(resume.look_up(store, asked, None), RunRecord)
     assert waiting.folder.exists()
     assert before.status(later) == "RUNNING"
     waiting.remove()
@@ -152,14 +247,14 @@ def test_a_folder_that_became_another_runs_is_left_to_that(store, asked, before)
 def test_what_is_cleared_away_does_not_seem_to_run(store, asked, before):
     before.run("FINISHED")[1].remove()
     lost, left = before.run("RUNNING")
-    assert isinstance(resume.look_up(store, asked, None), resume.Answered)
+    assert isinstance(resume.look_up(store, asked, None), RunRecord)
     assert not left.folder.exists()
     assert before.status(lost) == "KILLED"
 
 
 def test_a_run_of_another_experiment_keeps_what_it_has(store, asked, before):
     run_id, left = before.run("KILLED")
-    event = {"kind": "run", "id": run_id, "store": store.uri, "experiment": "another"}
+    event = Opened(run_id, "", store.uri, "another")
     left.append(event)
     left.release()
     resume.supersede(store, asked)
@@ -195,7 +290,8 @@ def test_a_job_of_a_sweep_goes_on_with_its_own_run(store, before):
 
 SUICIDE = """
 import os, signal, sys
-from fmnist_lab import checkpoint, run
+from fmnist_lab import run
+from fmnist_lab.training import checkpoint
 
 saved = []
 
@@ -212,6 +308,7 @@ run.main()
 WORDS = (*QUICK[:2], "trainer.epochs=4", "checkpoint.every=1", "model.dropout=0.2")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_bits_of_one_that_was_not(backend, doors, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
@@ -238,10 +335,10 @@ def test_a_killed_run_goes_on_to_the_bits_of_one_that_was_not(backend, doors, tm
 @pytest.mark.parametrize(
     ("then", "now", "kept", "expected"),
     [
-        (False, True, True, "xla"),
-        (True, False, True, "native, then xla"),
-        (True, False, False, "xla"),
-        (True, True, True, "native"),
+        (False, True, True, ["xla"]),
+        (True, False, True, ["native", "xla"]),
+        (True, False, False, ["xla"]),
+        (True, True, True, ["native"]),
     ],
 )
 def test_it_goes_on_with_the_engine_it_had_or_says_that_it_cannot(
@@ -250,13 +347,13 @@ def test_it_goes_on_with_the_engine_it_had_or_says_that_it_cannot(
     """A compiler comes or goes between the two."""
     from mlflow import MlflowClient
 
-    from fmnist_lab import checkpoint, jobs
-    from fmnist_lab.engines import native
+    from fmnist_lab.training import checkpoint
+    from fmnist_lab.training.engines import native
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     asked = composed(*QUICK, "trainer.epochs=2", "resume=true", f"tracking.uri={uri}")
 
-    def interrupted(*words, real=checkpoint.Keeper.after, **others):
+    def interrupted(*words, real=checkpoint.Checkpointer.after, **others):
         if kept:
             real(*words, **others)
         raise KeyboardInterrupt
@@ -264,17 +361,65 @@ def test_it_goes_on_with_the_engine_it_had_or_says_that_it_cannot(
     able = native.suits
     monkeypatch.setattr(native, "suits", lambda *words: then and able(*words))
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint.Keeper, "after", interrupted)
+        patched.setattr(checkpoint.Checkpointer, "after", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            jobs.train(asked)
+            train.run(asked)
     capsys.readouterr()
     monkeypatch.setattr(native, "suits", lambda *words: now and able(*words))
-    jobs.train(asked)
+    train.run(asked)
     said = capsys.readouterr().out
     (found,) = MlflowClient(uri).search_runs(["1"])
-    assert (found.info.status, found.data.tags["engine"]) == ("FINISHED", expected)
-    told = "It had trainer.engine=native before; with another" in said
-    assert told == (expected == "native, then xla")
+    tags = found.data.tags
+    assert (found.info.status, tags["engine"]) == ("FINISHED", expected[-1])
+    assert resume.values(tags, "engine") == expected
+    changed = len(expected) > 1
+    assert ("It had trainer.engine=native before; with another" in said) == changed
+    # Only one engine makes bits that answer for every number of threads.
+    assert bool(tags[resume.NATIVE_HASH]) != changed
+
+
+@pytest.mark.parametrize(
+    ("tags", "values"),
+    [
+        ({}, [""]),
+        ({"engine": "xla"}, ["xla"]),
+        ({"engine": "native, then xla"}, ["native", "xla"]),  # as of version 0.1.0
+        ({"engine": "xla", "engine.before": '["native"]'}, ["native", "xla"]),
+        ({"engine": "graph, then xla", "engine.before": '["native"]'}, ["native", "graph", "xla"]),
+        ({"engine": "xla", "engine.before": ""}, ["xla"]),
+        ({"engine": "x\x1bla", "engine.before": "{"}, ["xla"]),
+        ({"engine": "xla", "engine.before": "3"}, ["xla"]),
+    ],
+)
+def test_the_values_of_a_setting_are_read_from_the_tags_of_every_version(tags, values):
+    assert resume.values(tags, "engine") == values
+
+
+@pytest.mark.parametrize(
+    ("tags", "now", "changed"),
+    [
+        ({}, ("xla", "1"), {}),
+        ({"engine": "xla", "threads": "2"}, ("xla", "2"), {}),
+        ({"engine": "xla", "threads": "2"}, ("xla", "1"), {"threads": ["2"]}),
+        ({"engine": "native", "threads": "2"}, ("native", "1"), {}),
+        (
+            {"engine": "xla, then native", "threads": "1, then 2"},
+            ("native", "1"),
+            {"threads": ["1", "2"]},
+        ),
+        ({"engine": "native", "threads": "2"}, ("graph", "2"), {"engine": ["native"]}),
+    ],
+)
+def test_a_changed_setting_is_kept_with_its_earlier_values(tags, now, changed):
+    present = dict(zip(resume.SETTINGS, now, strict=True))
+    left = resume.Interrupted("", None, tags)
+    assert left.changed(present) == changed
+    after = tags | resume.tags_of_change(changed, present)
+    for name, earlier in changed.items():
+        assert resume.values(after, name) == [*earlier, present[name]]
+    # The next interruption finds nothing changed.
+    if tags:
+        assert resume.Interrupted("", None, tags | present | after).changed(present) == {}
 
 
 def events(folder: Path) -> list[dict]:

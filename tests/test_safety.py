@@ -1,14 +1,17 @@
 """What comes from outside is data: no code of a model runs, no name in it says where we write."""
 
 import contextlib
+import io
 import json
 import shutil
 import zipfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import yaml
+from hostile import alias_bomb
 
 from fmnist_lab import tracking
 from fmnist_lab.errors import UserError
@@ -39,7 +42,9 @@ def folder(original, tmp_path, monkeypatch) -> Path:
 
 
 def load(folder: Path):
-    return tracking.load_model(str(folder), NO_STORE)[0]
+    from fmnist_lab.models import saved
+
+    return tracking.load_model(str(folder), NO_STORE, saved.load)[0]
 
 
 def refusal(folder: Path) -> str:
@@ -139,7 +144,7 @@ def repacked(folder: Path, change) -> None:
     with zipfile.ZipFile(file) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     change(members)
-    with zipfile.ZipFile(file, "w") as archive:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
 
@@ -166,6 +171,7 @@ def test_a_models_config_builds_nothing_but_layers(folder, layer):
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/tmp/fmnist_lab-outside", "assets/../../x"])
+@pytest.mark.filterwarnings("ignore:Skipping invalid path during archive extraction:UserWarning")
 def test_a_models_members_do_not_say_where_we_write(folder, name):
     before = everything(folder.parent)
     repacked(folder, lambda members: members.update({name: b"evil"}))
@@ -175,9 +181,46 @@ def test_a_models_members_do_not_say_where_we_write(folder, name):
     assert not Path("/tmp/fmnist_lab-outside").exists()
 
 
-# A Slurm job is handed to its worker, and its result back, in submitit's pickles: files that this
-# user's own processes write and read in the sweep's folder. Nothing from a store is among them.
-HANDED_OVER = {("slurm.py", "import pickle"), ("slurm.py", "cloudpickle")}
+def unpacking_to_much(members: dict[str, bytes]) -> None:
+    members["assets/x"] = bytes(300_000_000)
+
+
+def weights_unpacking_to_much(members: dict[str, bytes]) -> None:
+    file = io.BytesIO()
+    with h5py.File(file, "w") as weights:
+        weights.create_dataset("x", (10**9,), "f4", chunks=(10**6,), compression="gzip")
+    members["model.weights.h5"] = file.getvalue()
+
+
+@pytest.mark.parametrize("change", [unpacking_to_much, weights_unpacking_to_much])
+def test_a_model_that_unpacks_to_far_more_than_it_has_is_refused_before(
+    folder, monkeypatch, change
+):
+    repacked(folder, change)
+    assert (folder / "data/model.keras").stat().st_size < 1_000_000
+    monkeypatch.setattr("keras.saving.load_model", None)
+    assert "unpack to " in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (alias_bomb(), "an alias, *a0"),
+        (b"[" * 100_000, "nests deeper than 50"),
+        (b"x: " + b"y" * 2_000_000, "has 2,000,003 bytes"),
+    ],
+)
+def test_a_description_that_would_keep_us_busy_is_refused(folder, text, reason):
+    (folder / "MLmodel").write_bytes(text)
+    assert reason in refusal(folder)
+
+
+# A job is handed to its worker in a pickle that this user's own processes write and read; on Slurm
+# it is a file in the sweep's folder, as is the result. Nothing from a store is among them.
+HANDED_OVER = {
+    *(("base.py", word) for word in ("import pickle", "cloudpickle")),
+    ("slurm.py", "import pickle"),
+}
 FORBIDDEN = ("import pickle", "cloudpickle", "allow_pickle=True", "safe_mode=False", '"0.0.0.0"')
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fmnist_lab.statistics import (
+from fmnist_lab.evaluation.statistics import (
     Comparison,
     Interval,
     compare_groups,

@@ -14,10 +14,15 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from fmnist_lab.errors import UserError
-from fmnist_lab.scratch import Scratch
-from fmnist_lab.sweep import Job, Membership, job_name
+from fmnist_lab import compat, tracking
+from fmnist_lab.config.naming import job_name
+from fmnist_lab.errors import Terminated, UserError
+from fmnist_lab.jobs.membership import Membership
+from fmnist_lab.sweep.driver import _finished_before
+from fmnist_lab.sweep.job import Job
 from fmnist_lab.tracking import Store, SweepRun, member_tag
+from fmnist_lab.tracking.events import End, Status
+from fmnist_lab.tracking.journal import Journal
 
 TINY = ("data.train_limit=1000", "data.test_limit=500")
 LOCAL_CORES = "hydra/launcher=local_cores"
@@ -66,7 +71,12 @@ def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
         (["model=cnn", "trainer.epochs=5", "seed=0"], ["model", "seed"], "cnn s0"),
         (["model.hidden_units=[256,128]"], ["model.hidden_units"], "h256-128"),
         (["optimizer._target_=keras.optimizers.Lion"], ["optimizer._target_"], "Lion"),
-        (["+trainer.label_smoothing=0.1"], ["trainer.label_smoothing"], "label_smoothing=0.1"),
+        (["+trainer.label_smoothing=0.1"], ["trainer.label_smoothing"], "label_smoothing0.1"),
+        (
+            ["callbacks=none", "model.dropout=0.3"],
+            ["callbacks", "model.dropout"],
+            "no-callbacks dropout0.3",
+        ),
         (["seed=0"], [], ""),
     ],
 )
@@ -99,6 +109,16 @@ def test_a_sweep_is_a_parent_with_a_child_for_each_job(sweep):
     assert list((folder / "mlruns" / "sweeps").iterdir()) == []
     for child in kept.children[2:]:
         assert "Going on after epoch 1 of 2" in kept.text(child, "log.txt")
+
+
+def test_each_child_names_the_command_that_makes_it_alone(sweep):
+    kept = Kept(sweep[0])
+    commands = [child.data.tags["mlflow.source.name"] for child in kept.children]
+    jobs = ["trainer.epochs=1 seed=0", "trainer.epochs=1 seed=1", "trainer.epochs=2 seed=0"]
+    expected = [f"python -m fmnist_lab.run {job} {' '.join(TINY)}" for job in jobs]
+    assert commands[:3] == expected
+    # MLflow's UI cuts the source of any other type at its last slash.
+    assert {child.data.tags["mlflow.source.type"] for child in kept.children} == {"JOB"}
 
 
 def test_the_parent_keeps_the_results_of_all_children(sweep):
@@ -159,7 +179,7 @@ def test_what_a_killed_sweep_has_left_running_is_marked_when_it_is_resumed(tmp_p
     tags = {"sweep.hash": "same", **here}
     first = SweepRun.open(store, None, "sweep", tags, resume=False, here=True)
     client = MlflowClient(store.uri)
-    scratch = Scratch.claim(store.unfinished, "x")
+    scratch = Journal.claim(store.unfinished, "x")
     member = {member_tag(first.id): "00000", "mlflow.parentRunId": first.id}
     member |= {"scratch": str(scratch.folder), **here}
     run_id = client.create_run(first.experiment_id, tags=member).info.run_id
@@ -171,24 +191,96 @@ def test_what_a_killed_sweep_has_left_running_is_marked_when_it_is_resumed(tmp_p
     assert client.get_run(first.id).info.status == "RUNNING"
 
 
+def test_jobs_that_have_finished_before_are_counted(tmp_path, monkeypatch):
+    store = Store.locate(f"sqlite:///{tmp_path}/mlflow.db")
+    sweep = SweepRun.open(store, None, "sweep", {}, resume=False)
+    client = MlflowClient(store.uri)
+    place = sweep.experiment_id
+    elsewhere = client.create_experiment("elsewhere")
+
+    def run(identity: str, status: str = "FINISHED", place: str = place, **tags: str) -> str:
+        run_id = client.create_run(place, tags={"config.hash": identity, **tags}).info.run_id
+        client.set_terminated(run_id, status)
+        return run_id
+
+    for identity in ("one", "two", "two", "not asked for"):
+        run(identity)
+    run("failed", "FAILED")
+    run("of another experiment", place=elsewhere)
+    run("made to be compared", reproduces="another")
+    client.delete_run(run("deleted"))
+    asked = ("one", "two", "failed", "of another experiment", "deleted", "new")
+    hashes = [(each, f"{each}, any threads") for each in asked]
+    for _ in ("a database", "a server"):
+        assert tracking.finished(store, place, hashes) == ({"one", "two"}, True)
+        said = "2 of these 6 jobs have finished before: resume=true takes over"
+        assert _finished_before(sweep, hashes, 6).startswith(said)
+        assert _finished_before(sweep, hashes, 60).startswith("at least 2 of these 60 jobs have")
+        assert _finished_before(sweep, hashes[:1] + hashes[-1:], 2).startswith("1 of these 2 jobs")
+        assert _finished_before(sweep, hashes[-1:], 1) == ""
+        assert _finished_before(sweep, [], 3) == ""
+        monkeypatch.setattr(compat, "store_behind", lambda client: None)
+    # So many that a server would be asked for a while.
+    more = [(str(each), "") for each in range(99)]
+    found, all_asked = tracking.finished(store, place, [hashes[0], *more])
+    assert (found, all_asked) == ({"one"}, False)
+    monkeypatch.undo()
+    native = {"config.hash.native": "new, any threads"}
+    run("with other threads", engine="xla", **native)
+    run("made to be compared", engine="native", reproduces="another", **native)
+    assert _finished_before(sweep, hashes[-1:], 1) == ""
+    run("with other threads", engine="native", **native)
+    assert _finished_before(sweep, hashes[-1:], 1).startswith("1 of these 1 jobs has finished")
+    Path(tmp_path, "mlflow.db").write_bytes(b"no database any more" * 100)
+    assert _finished_before(sweep, hashes, 6) == ""
+
+
+@pytest.mark.slow
+def test_a_sweep_with_one_more_value_tells_what_has_finished_and_takes_it_over(doors, tmp_path):
+    words = "run", tmp_path, "-m", "trainer.epochs=1", *TINY
+    note = re.compile(r"^note +2 of these 3 jobs have finished before: resume=true takes", re.M)
+    first = doors(*words, "seed=0,1")
+    assert (first.code, first.err) == (0, "")
+    assert "finished before" not in first.out
+    more = doors(*words, "seed=0,1,2")
+    assert (more.code, more.err) == (0, "")
+    assert note.search(more.out)
+    assert more.out.index("note ") < more.out.index("1/3")
+    assert "from before" not in more.out
+    extended = doors(*words, "seed=0,1,2,3", "resume=true")
+    assert (extended.code, extended.err) == (0, "")
+    assert extended.out.count("from before") == 3
+    assert "finished before" not in extended.out
+    (sweep,) = re.findall(r"fmnist_lab.runs report (\w{32}) ", extended.out)
+    assert "4 runs: 4 FINISHED." in doors("runs", tmp_path, "report", sweep).out
+
+
 def test_a_store_that_is_away_at_the_end_of_a_job_does_not_end_the_sweep(tmp_path):
     store = Store.locate(f"sqlite:///{tmp_path}/mlflow.db")
     run = SweepRun.open(store, None, "sweep", {}, resume=False)
     Path(tmp_path, "mlflow.db").write_bytes(b"no database any more" * 100)
     job = Job(Membership(run.id, 0, "one"), run, tmp_path)
-    assert job.attempt(lambda _: print("done") or {"accuracy/test": 0.5}) == {"accuracy/test": 0.5}
+    assert job.attempt(lambda: print("done") or {"accuracy/test": 0.5}) == {"accuracy/test": 0.5}
     assert job.log.read_text().startswith("done\n")
+
+    def stopped() -> dict[str, float]:
+        raise Terminated(signal.SIGTERM)
+
+    # In its place an error of the store would be one of the job, and the next job would begin.
+    with pytest.raises(Terminated):
+        job.attempt(stopped)
+    assert "ended by SIGTERM" in job.log.read_text()
 
 
 def test_a_run_whose_end_the_store_has_not_heard_of_is_not_marked_as_lost(tmp_path):
     store = Store.locate(f"sqlite:///{tmp_path}/mlflow.db")
     sweep = SweepRun.open(store, None, "sweep", {}, resume=False)
     client = MlflowClient(store.uri)
-    scratch = Scratch.claim(store.unfinished, "x")
+    scratch = Journal.claim(store.unfinished, "x")
     tags = {member_tag(sweep.id): "00000", "mlflow.parentRunId": sweep.id}
     tags["scratch"] = str(scratch.folder)
     run_id = client.create_run(sweep.experiment_id, tags=tags).info.run_id
-    scratch.append({"kind": "end", "status": "FINISHED"})
+    scratch.append(End(Status.FINISHED))
     (tmp_path / "log.txt").write_text("said")
     sweep.keep_log(0, "x", tmp_path / "log.txt", 0, "", {})
     sweep.end_members("FAILED", "its worker process was lost")
@@ -219,6 +311,9 @@ def test_a_worker_that_is_lost_leaves_its_job_one_run(tmp_path, status):
     assert list(rows["status"]) == ["FINISHED" if status == "FINISHED" else "FAILED", "FAILED"]
     assert rows["run_id"][0] == run_id
     assert len(client.search_runs([sweep.experiment_id])) == 3
+    reasons = dict(zip(rows["status"], rows["failure"], strict=True))
+    assert reasons["FAILED"] == "it was lost"
+    assert reasons.get("FINISHED", "") != "it was lost"
 
 
 @pytest.mark.slow
@@ -351,22 +446,33 @@ def test_a_killed_sweep_is_finished_by_resume_to_the_bits_of_one_that_was_not(do
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_costs_its_own_job_alone(doors, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (signal.SIGKILL, "its worker process was ended by SIGKILL"),
+        (signal.SIGTERM, "ended by SIGTERM"),
+    ],
+)
+def test_a_worker_that_is_killed_costs_its_own_job_alone(doors, tmp_path, number, told):
     words = ("-m", "trainer.epochs=600", "seed=range(3)", LOCAL_CORES, *TINY)
     process = doors.start("run", tmp_path, *words)
     # Both workers amid a job: of one that had no run yet, one would be made that only says why.
     wait_until(lambda: len(training(tmp_path)) == 2)
     commands = {each: Path(f"/proc/{each}/cmdline").read_text() for each in process.descendants()}
     worker = next(each for each, command in commands.items() if "spawn_main" in command)
-    os.kill(worker, signal.SIGKILL)
+    os.kill(worker, number)
     assert process.wait(300) == 1
-    assert "2 finished, 1 failed" in process.out, process.out
-    assert "its worker process was ended by SIGKILL" in process.out
+    ended = "failed" if number == signal.SIGKILL else "killed"
+    assert f"2 finished, 1 {ended}" in process.out, process.out
+    assert told in process.out
+    assert "no reason" not in process.out
     resumed = doors("run", tmp_path, *words, "resume=true")
     assert (resumed.code, resumed.err) == (0, "")
     kept = Kept(tmp_path)
     assert [kept.number(child) for child in kept.children] == [0, 1, 2]
     assert set(kept.states().values()) == {"FINISHED"}
+    # The sweep's process has told the store alone what became of the worker.
+    assert not any(child.data.tags.get("failure") for child in kept.children)
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import sqlite3
 import sys
@@ -12,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Process
+from doors import Process
 from matplotlib.figure import Figure
 
-from fmnist_lab import provenance, tracking
+from fmnist_lab import tracking
 from fmnist_lab.errors import Terminated, UserError
-from fmnist_lab.tracking import Store
+from fmnist_lab.system import durable, provenance
+from fmnist_lab.tracking import Store, tables
+from fmnist_lab.tracking.events import End, Event
 
 
 @pytest.fixture
@@ -82,7 +86,9 @@ def test_a_folder_is_refused_with_what_to_write_instead(here, uri):
     assert list(here.iterdir()) == []
 
 
-@pytest.mark.parametrize("uri", ["nonsense://x", "sqlite://", "sqlite:///", "sqlite:///:memory:"])
+@pytest.mark.parametrize(
+    "uri", ["nonsense://x", "sqlite://", "sqlite:///", "sqlite:///:memory:", "x://["]
+)
 def test_what_can_be_no_store_is_refused(here, uri):
     assert uri in refusal(uri)
     assert not Path("mlflow.db").exists()
@@ -110,6 +116,12 @@ def test_a_store_that_cannot_be_written_is_refused_before_any_training(here, spo
     assert "tracking=none" in said
 
 
+def test_a_list_of_runs_of_what_is_no_database_is_one_sentence(here):
+    text_instead_of_a_database(here)
+    with pytest.raises(UserError, match=re.escape(str(here / "mlflow.db"))):
+        list(tables.rows(Store.locate(), "fmnist_lab"))
+
+
 def test_a_place_where_nothing_can_be_made_is_refused(here):
     said = refusal("sqlite:////proc/x.db")
     assert "/proc/x.db" in said
@@ -123,19 +135,60 @@ def test_a_read_only_database_is_refused(here):
     assert "mlflow.db cannot be written" in refusal()
 
 
-@pytest.mark.parametrize("name", ["with space", "50% off", "a%20b", "really?", "no#1", "[x]", "é"])
-def test_a_folder_may_have_any_name(tmp_path, name, monkeypatch):
-    (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path / name)
-    store = Store.locate()
-    database = tmp_path / name / "mlflow.db"
-    assert store.database == database
-    sqlite3.connect(database).execute("create table t (x)").connection.close()
-    assert Store.locate() == store  # and now that it exists
+# Letters beyond ASCII in both of Unicode's forms: one character, and a letter with an accent.
+ODD_NAMES = [
+    *("with space", " first", "last ", "50% off", "a%20b", "%", "%00", "no#1", "really?", "a&b"),
+    *("a;b", "c++", "it's", 'say "x"', "two\nlines", "a\tb", "-dash", "[x]", "{x}", "*", "~"),
+    *("a:b@c", "back\\slash", "$HOME `x`", "caf\u00e9", "cafe\u0301", "\u65e5\u672c", "\u202eabc"),
+]
+
+
+@pytest.mark.slow
+def test_a_store_is_in_its_own_folder_whatever_that_is_called(here, store, monkeypatch):
+    """MLflow would make the folder "with%20space" beside it."""
+    from mlflow import MlflowClient
     from sqlalchemy import make_url
 
-    assert make_url(store.uri).database == str(database)
-    assert make_url(store.uri).query == {}
+    for name in ODD_NAMES:
+        folder = here / "folders" / name
+        folder.mkdir(parents=True)
+        monkeypatch.chdir(folder)
+        found = Store.locate()
+        assert found.database == folder / "mlflow.db", name
+        if name != ODD_NAMES[0]:  # where all of it is made
+            shutil.copy(store.database, found.database)
+        assert Store.locate(found.uri) == found == Store.locate()
+        found.open("odd")
+        url = make_url(found.uri)
+        assert (url.database, url.query) == (str(found.database), {}), name
+        client = MlflowClient(found.uri)
+        run = client.create_run(client.get_experiment_by_name("odd").experiment_id).info.run_id
+        client.log_text(run, "kept", "a b.txt")
+        assert tracking.read_file(found, run, "a b.txt") == b"kept", name
+        assert {path.name for path in folder.iterdir()} == {"mlflow.db", "mlruns"}, name
+    assert {path.name for path in (here / "folders").iterdir()} == set(ODD_NAMES)
+
+
+NAMES = ["/etc/x", "../../x", "a/../../../x", "/Users/me/exp", "..", ".", "a/b", "c d"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_is_kept_in_the_store_whatever_its_name(store, name):
+    store.open(name)
+    with tracking.asking(store) as client:
+        location = client.get_experiment_by_name(name).artifact_location
+    folder = Path(os.path.normpath(durable.local_path(location)))
+    assert folder != store.artifacts
+    assert folder.is_relative_to(store.artifacts)
+
+
+def test_a_store_is_the_same_under_the_uri_of_an_earlier_version(here):
+    (here / "a b").mkdir()
+    found = Store.locate("sqlite:///a b/mlflow.db")
+    assert found.is_at(f"sqlite:///{here}/a%20b/mlflow.db")
+    assert found.is_at(found.uri)
+    for other in (f"sqlite:///{here}/mlflow.db", "http://127.0.0.1:1", "nonsense", "", "http://["):
+        assert not found.is_at(other)
 
 
 # Opening it
@@ -143,6 +196,7 @@ def test_a_folder_may_have_any_name(tmp_path, name, monkeypatch):
 OPEN = "import sys; from fmnist_lab.tracking import Store; print(Store.locate().open(sys.argv[1]))"
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_make_one_database(tmp_path):
     processes = [Process(tmp_path, "-c", OPEN, "together") for _ in range(3)]
     try:
@@ -210,6 +264,13 @@ def test_an_experiment_is_made_once_with_its_files_in_mlruns(store, client):
     first, again = store.open("named"), store.open("named")
     assert first == again
     assert client.get_experiment(first).artifact_location == (store.artifacts / "named").as_uri()
+
+
+def test_what_was_left_of_making_a_database_is_cleared_away(store):
+    """A process may end, or the power, after the database has its name and before that."""
+    (store.artifacts / ".new-x").mkdir()
+    store.open("fmnist_lab")
+    assert not (store.artifacts / ".new-x").exists()
 
 
 def test_a_database_that_could_not_be_finished_is_not_there(here, monkeypatch):
@@ -304,17 +365,27 @@ def test_a_bug_makes_the_run_failed_with_its_traceback(store, experiment, the_ru
     assert "ZeroDivisionError: division by zero" in found.data.tags["failure"]
 
 
-@pytest.mark.parametrize("reason", [KeyboardInterrupt, Terminated])
-def test_a_run_that_is_stopped_is_killed_and_keeps_what_it_has(store, experiment, the_run, reason):
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        (KeyboardInterrupt(), "ended by Ctrl-C"),
+        (Terminated(), "ended by SIGTERM"),
+        (Terminated(signal.SIGHUP), "ended by SIGHUP"),
+    ],
+)
+def test_a_run_that_is_stopped_is_killed_says_why_and_keeps_what_it_has(
+    store, experiment, the_run, reason, told
+):
     def task(run) -> None:
         run.metrics({"loss": 1.0}, 1)
         raise reason
 
-    with pytest.raises(reason):
+    with pytest.raises(type(reason)):
         written(store, experiment, task)
     found = the_run()
     assert found.info.status == "KILLED"
     assert found.data.metrics == {"loss": 1.0}
+    assert found.data.tags["failure"] == told
 
 
 @pytest.mark.parametrize("already", [False, True], ids=["once", "twice"])
@@ -351,7 +422,7 @@ def test_what_cannot_be_written_fails_the_run_and_is_reported(store, experiment,
         run.write(full)
         run.metrics({"loss": 1.0}, 1)
 
-    with pytest.raises(UserError, match="disk is full"):
+    with pytest.raises(UserError, match="No space left on device; make room"):
         written(store, experiment, task)
     found = the_run()
     assert found.info.status == "FAILED"
@@ -459,7 +530,7 @@ def test_a_figure_that_cannot_be_drawn_takes_no_other_along(store, experiment, c
         run.figure("broken.png", broken)
         run.figure("last.png", lambda: Figure((1, 1)))
 
-    with pytest.raises(UserError, match="one could not be made: no such class"):
+    with pytest.raises(UserError, match="could not be made: no such class"):
         written(store, experiment, task)
     found = the_run().info
     assert found.status == "FAILED"
@@ -477,13 +548,13 @@ def test_a_killed_run_waits_for_the_figure_that_is_being_drawn_and_no_other(
         return Figure((1, 1))
 
     def task(run) -> None:
-        def log(event: dict) -> None:
-            if event["kind"] == "end":
+        def note(event: Event) -> None:
+            if isinstance(event, End):
                 killed.set()
             noted(event)
 
-        noted = run._log
-        monkeypatch.setattr(run, "_log", log)
+        noted = run._note
+        monkeypatch.setattr(run, "_note", note)
         run.figure("first.png", slow)
         run.figure("last.png", lambda: Figure((1, 1)))
         assert drawing.wait(60)
@@ -521,23 +592,23 @@ def test_the_newest_run_with_a_model_is_a_finished_training(store, client):
                     raise error
         except UserError:
             pass
-    assert tracking.newest_run(store) == ended["train", None].id
+    assert next(tracking.finished_runs(store)).run_id == ended["train", None].id
 
 
 def test_the_newest_run_may_be_in_an_experiment_of_another_name(tmp_path, store):
     """Whoever trains with tracking.experiment=mine has a newest run, too."""
     with tracking.start(store, "mine", "x", {"job": "train"}) as run:
         pass
-    assert tracking.newest_run(store) == run.id
+    assert next(tracking.finished_runs(store)).run_id == run.id
 
 
 def test_looking_for_a_run_where_there_is_none_leaves_no_database(here):
-    assert tracking.newest_run(Store.locate(for_writing=False)) is None
+    assert list(tracking.finished_runs(Store.locate(for_writing=False))) == []
     assert list(here.iterdir()) == []
 
 
 def test_a_store_that_was_named_once_is_not_the_default_from_then_on(store, here):
-    tracking.newest_run(store)
+    list(tracking.finished_runs(store))
     assert Store.locate(for_writing=False).database == here / "mlflow.db"
 
 
@@ -547,6 +618,9 @@ def test_links_open_the_view_that_shows_our_runs(store, experiment, the_run):
     links = tracking.links(store, experiment, run.id)
     page = f"/#/experiments/{run.experiment_id}/runs"
     assert next(iter(links.values())) == f"{page}/{run.id}?workflowType=machine_learning"
+    assert links["its pictures"] == (
+        f"{page}/{run.id}/artifacts/confusion_matrix.png?workflowType=machine_learning"
+    )
     assert links["all runs"] == f"{page}?workflowType=machine_learning"
     assert tracking.links(store, experiment) == {"all runs": links["all runs"]}
 

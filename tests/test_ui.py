@@ -5,6 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -14,6 +15,7 @@ SWEEP = (
     *("-m", "model.hidden_units=8,32", "seed=0,1", "trainer.epochs=2"),
     *("data.train_limit=1000", "data.test_limit=500"),
 )
+SWEEP_NAME = "sweep hidden_units 8,32 × 2 seeds, e2 train1000 test500"  # noqa: RUF001
 PICTURE = "confusion_matrix.png"
 
 
@@ -29,7 +31,7 @@ def folder(doors, tmp_path_factory):
 @pytest.fixture(scope="module")
 def links(doors, folder):
     """The links that `runs ui SWEEP` prints, while it runs."""
-    server = doors.start("runs", folder, "ui", "sweep hidden_units × seed")  # noqa: RUF001
+    server = doors.start("runs", folder, "ui", SWEEP_NAME)
     end = time.monotonic() + 120
     while "Ctrl-C" not in server.out:
         assert server.running, server.err
@@ -107,7 +109,7 @@ def test_charts_of_a_sweeps_runs(see, links):
 
 
 def test_the_compare_page_shows_pictures_side_by_side(see, links, browser):
-    visible = see(links["pictures of the first and the last"])
+    visible = see(links["both, with pictures at the end"])
     visible("//*[text()='Comparing 2 Runs from 1 Experiment']")
     (picture,) = visible(f"//*[@artifact-name='{PICTURE}']")
     browser.execute_script("arguments[0].scrollIntoView()", picture)
@@ -123,31 +125,60 @@ def test_the_compare_page_shows_pictures_side_by_side(see, links, browser):
     assert left["x"] + left["width"] <= right["x"]
 
 
+@pytest.mark.parametrize(("which", "name"), [("first", "h8 s0"), ("last", "h32 s1")])
+def test_a_link_opens_at_a_picture(see, links, browser, which, name):
+    visible = see(links[f"pictures of the {which}"])
+    visible(f"//*[text()='{name}']")
+    # MLflow's own logo is the only other one.
+    images = visible("//img", number=2)
+    widths = [browser.execute_script("return arguments[0].naturalWidth", each) for each in images]
+    image = images[int(np.argmax(widths))]
+    assert max(widths) > 400
+    top, height = image.rect["y"], image.rect["height"]
+    assert top > 0
+    assert top + height < browser.execute_script("return window.innerHeight")
+    visible("//*[text()='learning_curves.png']")
+
+
 def test_the_sweep_itself_names_its_runs(see, links):
-    visible = see(links["sweep hidden_units × seed"])  # noqa: RUF001
+    visible = see(links[SWEEP_NAME])
     names = visible("//a[starts-with(normalize-space(), 'h')]", number=4)
     assert {name.text.strip(" ,") for name in names} == {"h8 s0", "h8 s1", "h32 s0", "h32 s1"}
 
 
-def test_the_report_page_draws_its_charts_and_needs_no_network(doors, folder, browser):
-    name = "sweep hidden_units × seed"  # noqa: RUF001
-    told = doors("runs", folder, "report", name, "--output", "report")
+@pytest.fixture(scope="module")
+def page(doors, folder) -> str:
+    """The address of the sweep's report."""
+    told = doors("runs", folder, "report", SWEEP_NAME, "--output", "report")
     assert told.code == 0, told.err
+    return (folder / "report/report.html").as_uri()
+
+
+def test_the_report_page_draws_its_charts_and_needs_no_network(page, browser):
     browser.get_log("browser")  # What other pages have said is told but once.
-    browser.get((folder / "report/report.html").as_uri())
-    charts = browser.find_elements("css selector", ".js-plotly-plot .main-svg:first-child")
-    titles = [heading.text for heading in browser.find_elements("tag name", "h2")]
-    assert titles == [
-        *("Test accuracy", "Accuracy gap", "Accuracy gap against epoch"),
-        *("Test accuracy against the gap", "Settings"),
+    browser.get(page)
+    charts = browser.find_elements("css selector", "section > figure")
+    assert [chart.get_attribute("aria-label") for chart in charts] == [
+        *("Test accuracy and gap by hidden units", "Test accuracy against epoch"),
+        *("Accuracy gap against epoch", "Test accuracy against accuracy gap"),
     ]
-    assert len(charts) == 4
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    # The pointer is told of the mark that it is on.
+    for mark in browser.find_elements("css selector", ".role-mark [aria-label]")[:4]:
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", mark)
+        ActionChains(browser).move_to_element(mark).perform()
+        tip = browser.find_element("id", "tip")
+        assert tip.is_displayed()
+        assert re.match(r"hidden units (8|32)\ntest accuracy 0\.\d{4}", tip.text)
     assert all(chart.is_displayed() and chart.rect["height"] > 200 for chart in charts)
     assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
     assert not browser.execute_script("return performance.getEntriesByType('resource')")
 
 
-def test_a_click_on_a_heading_of_the_report_sorts_by_its_column(browser):
+def test_a_click_on_a_heading_of_the_report_sorts_by_its_column(page, browser):
+    browser.get(page)
+
     def widths():
         rows = browser.find_elements("css selector", "section table tbody tr")[:2]
         return [row.find_element("tag name", "td").text for row in rows]

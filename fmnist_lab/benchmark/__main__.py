@@ -9,6 +9,8 @@ from fmnist_lab.benchmark.memory import memory
 from fmnist_lab.benchmark.outage import outage
 from fmnist_lab.benchmark.store import store, store_client
 from fmnist_lab.benchmark.sweep import sweep
+from fmnist_lab.errors import reported
+from fmnist_lab.system import process, streams
 
 app = App(
     name="python -m fmnist_lab.benchmark",
@@ -16,15 +18,14 @@ app = App(
     version_flags=(),
 )
 app.default(epochs)
-app.command(epochs)
-app.command(job)
-app.command(sweep)
-app.command(memory)
-app.command(store)
-app.command(outage)
+for measurement in (epochs, job, sweep, memory, store, outage):
+    app.command(measurement)
 # Processes that the measurements start.
 for part in (contender, tutorial, logged_fit, store_client):
     app.command(part, show=False)
 
 if __name__ == "__main__":
-    app()
+    process.ours = True
+    streams.secure()
+    with reported():
+        app()

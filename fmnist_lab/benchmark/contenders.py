@@ -1,4 +1,4 @@
-"""Who the benchmark lets train: our engine, stock and tuned `fit`, a PyTorch loop, a JAX scan.
+"""Whom the benchmark lets train: our engines, stock and tuned `fit`, a PyTorch loop, a JAX scan.
 
 Each contender sets itself up and returns a function that trains one epoch, to its end. All train
 the same networks, with Adam at Keras' defaults, on the same arrays held in memory.
@@ -9,96 +9,88 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from fmnist_lab import backend, data
+from fmnist_lab import data
 from fmnist_lab.errors import UserError
-
-EpochFunction = Callable[[], None]
+from fmnist_lab.training import runtime
 
 HIDDEN_UNITS = 128
 FILTERS = (32, 64)
 
 
-def ours(
-    network: str,
-    batch_size: int,
-    images: np.ndarray,
-    labels: np.ndarray,
-    precision: str,
-    *,
-    engine: str = "auto",
-) -> EpochFunction:
-    """Train with `training.train`."""
-    from fmnist_lab import engines, training
+@dataclass(frozen=True)
+class Case:
+    """One network at one batch size and precision, and how many other processes are busy."""
 
-    model, optimizer = _keras_model(network, precision)
-    epochs: Iterator[training.Epoch] = training.train(
-        model,
-        images,
-        labels,
-        optimizer,
-        epochs=10**6,
-        recipe=engines.Recipe(batch_size=batch_size, engine=engine),
-    )
-    return lambda: _drop(next(epochs))
+    network: str
+    batch_size: int
+    precision: str = "float32"
+    busy: int = 0
+
+    @property
+    def title(self) -> str:
+        """Return its name as a person would say it."""
+        beside = f", {self.busy} busy beside" if self.busy else ""
+        return f"{self.network}, batch {self.batch_size}, {self.precision}{beside}"
+
+
+# From a case, the images, uint8 (n, 28, 28), and their labels, uint8 (n,).
+Contender = Callable[[Case, np.ndarray, np.ndarray], Callable[[], object]]
+
+
+def ours(
+    case: Case, images: np.ndarray, labels: np.ndarray, engine: str = "auto"
+) -> Callable[[], object]:
+    """Train with `training.train`."""
+    from fmnist_lab.training import engines, loop
+
+    model, optimizer = _keras_model(case.network, case.precision)
+    recipe = engines.Recipe(batch_size=case.batch_size, engine=engine)
+    epochs = loop.train(model, images, labels, optimizer, epochs=10**6, recipe=recipe)
+    return lambda: next(epochs)
 
 
 def fit(
-    network: str,
-    batch_size: int,
-    images: np.ndarray,
-    labels: np.ndarray,
-    precision: str,
-    **compile_options: Any,
-) -> EpochFunction:
+    case: Case, images: np.ndarray, labels: np.ndarray, **compile_options: Any
+) -> Callable[[], object]:
     """Train with `keras.Model.fit`, as the tutorial does unless told otherwise."""
-    model, optimizer = _keras_model(network, precision)
-    model.compile(
-        optimizer=optimizer,
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-        **compile_options,
-    )
-    return lambda: _drop(model.fit(images, labels, batch_size=batch_size, verbose=0))
+    model, optimizer = _keras_model(case.network, case.precision)
+    _compile(model, optimizer, **compile_options)
+    return lambda: model.fit(images, labels, batch_size=case.batch_size, verbose=0)
 
 
-def torch_loop(
-    network: str, batch_size: int, images: np.ndarray, labels: np.ndarray, precision: str
-) -> EpochFunction:
+def torch_loop(case: Case, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
     """Train with a plain PyTorch loop over tensors in memory and fused Adam."""
     import torch
     from torch import nn
 
     torch.manual_seed(0)
-    torch.set_num_threads(_threads())
+    torch.set_num_threads(runtime.usable_cores())
     pixels = torch.from_numpy(images.astype(np.float32) / 255)
     targets = torch.from_numpy(labels.astype(np.int64))
-    if network == "mlp":
+    if case.network == "mlp":
         model = nn.Sequential(
             nn.Flatten(), nn.Linear(784, HIDDEN_UNITS), nn.ReLU(), nn.Linear(HIDDEN_UNITS, 10)
         )
     else:
         pixels = pixels[:, None]
-        model = nn.Sequential(
-            nn.Conv2d(1, FILTERS[0], 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(FILTERS[0], FILTERS[1], 3, padding=1),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(FILTERS[1] * 49, 10),
-        )
+        blocks = [
+            (nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+            for inputs, outputs in ((1, FILTERS[0]), FILTERS)
+        ]
+        model = nn.Sequential(*blocks[0], *blocks[1], nn.Flatten(), nn.Linear(FILTERS[1] * 49, 10))
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
 
     def epoch() -> None:
-        for batch in torch.randperm(len(pixels)).split(batch_size):
+        for batch in torch.randperm(len(pixels)).split(case.batch_size):
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=case.precision == "bfloat16"):
                 loss = nn.functional.cross_entropy(model(pixels[batch]), targets[batch])
             loss.backward()
             optimizer.step()
@@ -107,14 +99,8 @@ def torch_loop(
 
 
 def jax_scan(
-    network: str,
-    batch_size: int,
-    images: np.ndarray,
-    labels: np.ndarray,
-    precision: str,
-    *,
-    rescale_inside: bool = False,
-) -> EpochFunction:
+    case: Case, images: np.ndarray, labels: np.ndarray, rescale_inside: bool = False
+) -> Callable[[], object]:
     """Train with `jax.lax.scan` over the batches of an epoch, compiled as one program.
 
     The images are rescaled beforehand, as is usual, or like ours inside the step.
@@ -122,42 +108,16 @@ def jax_scan(
     import jax
     import jax.numpy as jnp
 
-    if precision != "float32":
+    if case.precision != "float32":
         raise UserError("the JAX contender trains in float32 only")
     rng = np.random.default_rng(0)
-
-    def layer(*shape: int) -> tuple[Any, Any]:
-        *window, inputs, outputs = shape
-        bound = math.sqrt(6 / (math.prod(window) * (inputs + outputs)))
-        weights = rng.uniform(-bound, bound, shape).astype(np.float32)
-        return jnp.asarray(weights), jnp.zeros(outputs)
-
-    shaped = images.reshape(len(images), -1)
-    weights: tuple[tuple[Any, Any], ...] = (layer(784, HIDDEN_UNITS), layer(HIDDEN_UNITS, 10))
-    if network == "cnn":
-        shaped = images[..., None]
-        weights = (layer(3, 3, 1, FILTERS[0]), layer(3, 3, *FILTERS), layer(FILTERS[1] * 49, 10))
-    zeros = jax.tree.map(jnp.zeros_like, weights)
-    state = (weights, zeros, zeros, jnp.zeros(()))
+    shaped = images.reshape(len(images), -1) if case.network == "mlp" else images[..., None]
     pixels = jnp.asarray(shaped if rescale_inside else shaped.astype(np.float32) / 255)
     targets = jnp.asarray(labels.astype(np.int32))
 
-    def hidden(kernel: Any, bias: Any, x: Any) -> Any:
-        if network == "mlp":
-            return jax.nn.relu(x @ kernel + bias)
-        x = jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        window = (1, 2, 2, 1)
-        x = jax.nn.relu(x + bias)
-        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
-
     def loss(weights: Any, x: Any, y: Any) -> Any:
         x = x.astype(jnp.float32) / 255 if rescale_inside else x
-        *before, (kernel, bias) = weights
-        for weight, shift in before:
-            x = hidden(weight, shift, x)
-        logits = x.reshape(len(y), -1) @ kernel + bias
+        logits = _jax_logits(case.network, weights, x)
         return -jax.nn.log_softmax(logits)[jnp.arange(len(y)), y].mean()
 
     def step(state: Any, batch: Any) -> Any:
@@ -172,21 +132,56 @@ def jax_scan(
         )
         return (weights, first, second, count), value
 
+    weights = _jax_weights(case.network, rng)
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+    state = (weights, zeros, zeros, jnp.zeros(()))
     scan = jax.jit(lambda state, batches: jax.lax.scan(step, state, batches))
 
     def epoch() -> None:
         nonlocal state
-        whole = len(images) // batch_size * batch_size
+        whole = len(images) // case.batch_size * case.batch_size
         order = rng.permutation(len(images)).astype(np.int32)[:whole]
-        state, losses = scan(state, jnp.asarray(order.reshape(-1, batch_size)))
+        state, losses = scan(state, jnp.asarray(order.reshape(-1, case.batch_size)))
         losses.block_until_ready()
 
     return epoch
 
 
-def square_products(
-    network: str, batch_size: int, images: np.ndarray, labels: np.ndarray, precision: str
-) -> EpochFunction:
+def _jax_weights(network: str, rng: np.random.Generator) -> Any:
+    """Return the kernel and the bias of each layer, from Glorot's uniform distribution."""
+    import jax.numpy as jnp
+
+    shapes: tuple[tuple[int, ...], ...] = ((784, HIDDEN_UNITS), (HIDDEN_UNITS, 10))
+    if network == "cnn":
+        shapes = ((3, 3, 1, FILTERS[0]), (3, 3, *FILTERS), (FILTERS[1] * 49, 10))
+    layers = []
+    for shape in shapes:
+        *window, inputs, outputs = shape
+        bound = math.sqrt(6 / (math.prod(window) * (inputs + outputs)))
+        kernel = rng.uniform(-bound, bound, shape).astype(np.float32)
+        layers.append((jnp.asarray(kernel), jnp.zeros(outputs)))
+    return layers
+
+
+def _jax_logits(network: str, weights: Any, x: Any) -> Any:
+    """Return the logits (n, 10) of images (n, 784), or for the "cnn" (n, 28, 28, 1)."""
+    import jax
+    import jax.numpy as jnp
+
+    *before, (kernel, bias) = weights
+    for weight, shift in before:
+        if network == "mlp":
+            x = jax.nn.relu(x @ weight + shift)
+        else:
+            axes = ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(x, weight, (1, 1), "SAME", dimension_numbers=axes)
+            window = (1, 2, 2, 1)
+            x = jax.nn.relu(x + shift)
+            x = jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
+    return x.reshape(len(x), -1) @ kernel + bias
+
+
+def square_products(case: Case, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
     """Do as many operations as an epoch's products have, in large square products alone."""
     import tensorflow as tf
 
@@ -194,59 +189,55 @@ def square_products(
     size = 1008
     repeats = round(network_operations(len(images)) / (2 * size**3))
     square = tf.random.normal((size, size))
-
-    @tf.function(jit_compile=True)
-    def epoch(repeats: tf.Tensor) -> tf.Tensor:
-        count, matrix = 0, square
-        while count < repeats:
-            # Each product feeds the next, so that none can be left out.
-            matrix = tf.matmul(matrix, square)
-            count += 1
-        return matrix
-
-    return lambda: _drop(epoch(tf.constant(repeats)).numpy())
+    # Each product feeds the next, so that none can be left out.
+    return _repeated(lambda matrix: tf.matmul(matrix, square), square, repeats)
 
 
-def own_products(
-    network: str, batch_size: int, images: np.ndarray, labels: np.ndarray, precision: str
-) -> EpochFunction:
+def own_products(case: Case, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
     """Do an epoch's two largest products of each step: forward, and the weights' gradient."""
     import tensorflow as tf
 
-    inputs = tf.random.normal((batch_size, 784))
-    errors = tf.random.normal((batch_size, HIDDEN_UNITS))
+    inputs = tf.random.normal((case.batch_size, 784))
+    errors = tf.random.normal((case.batch_size, HIDDEN_UNITS))
+
+    def products(weights: tf.Tensor) -> tf.Tensor:
+        outputs = tf.matmul(inputs, weights)
+        return tf.matmul(inputs, outputs + errors, transpose_a=True)
+
     first = tf.random.normal((784, HIDDEN_UNITS))
-
-    @tf.function(jit_compile=True)
-    def epoch(steps: tf.Tensor) -> tf.Tensor:
-        count, weights = 0, first
-        while count < steps:
-            outputs = tf.matmul(inputs, weights)
-            weights = tf.matmul(inputs, outputs + errors, transpose_a=True)
-            count += 1
-        return weights
-
-    return lambda: _drop(epoch(tf.constant(len(images) // batch_size)).numpy())
+    return _repeated(products, first, len(images) // case.batch_size)
 
 
-CONTENDERS: dict[str, Callable[..., EpochFunction]] = {
+def _repeated(function: Callable[[Any], Any], value: Any, times: int) -> Callable[[], object]:
+    """Return a call of a function on its own result, so many times, compiled by XLA."""
+    import tensorflow as tf
+
+    def loop(value: tf.Tensor, times: tf.Tensor) -> tf.Tensor:
+        condition, body = lambda n, _: n < times, lambda n, each: (n + 1, function(each))
+        return tf.while_loop(condition, body, (0, value))[1]
+
+    compiled = tf.function(loop, jit_compile=True)
+    return lambda: compiled(value, tf.constant(times)).numpy()
+
+
+CONTENDERS: dict[str, Contender] = {
     "fmnist_lab": ours,
-    "fmnist_lab, XLA": lambda *a: ours(*a, engine="xla"),
-    "fmnist_lab, graph": lambda *a: ours(*a, engine="graph"),
+    "fmnist_lab, XLA": partial(ours, engine="xla"),
+    "fmnist_lab, graph": partial(ours, engine="graph"),
     "fit": fit,
-    "fit, 50 steps a call": lambda *a: fit(*a, steps_per_execution=50, jit_compile=False),
-    "fit, 50 steps, XLA": lambda *a: fit(*a, steps_per_execution=50, jit_compile=True),
-    "fit, one call, XLA": lambda *a: fit(*a, steps_per_execution=1875, jit_compile=True),
+    "fit, 50 steps a call": partial(fit, steps_per_execution=50, jit_compile=False),
+    "fit, 50 steps, XLA": partial(fit, steps_per_execution=50, jit_compile=True),
+    "fit, one call, XLA": partial(fit, steps_per_execution=1875, jit_compile=True),
     "PyTorch loop": torch_loop,
     "JAX scan": jax_scan,
-    "JAX scan, uint8 images": lambda *a: jax_scan(*a, rescale_inside=True),
+    "JAX scan, uint8 images": partial(jax_scan, rescale_inside=True),
 }
 # As many operations as an epoch of the tutorial's network has, without all the rest.
-PRODUCTS: dict[str, Callable[..., EpochFunction]] = {
+PRODUCTS: dict[str, Contender] = {
     "square products alone": square_products,
     "own products alone": own_products,
 }
-# XLA's convolutions on a CPU take minutes an epoch, so only these are let in, and one if asked for.
+# XLA's convolutions on a CPU take minutes per epoch, so only these race, and one if asked for.
 WITH_CONVOLUTIONS = (
     "fmnist_lab",
     "fmnist_lab, graph",
@@ -262,8 +253,8 @@ def tutorial() -> None:
     import keras
 
     dataset = data.load()
-    model, _ = _keras_model("mlp", "float32", rescale=False)
-    model.compile(optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    model = _tutorials_model(HIDDEN_UNITS)
+    _compile(model, "adam")
     model.fit(dataset.train_images / 255.0, dataset.train_labels, epochs=5)
     print(model.evaluate(dataset.test_images / 255.0, dataset.test_labels, verbose=2))
     print(model.predict(dataset.test_images / 255.0)[0], keras.__version__)
@@ -275,7 +266,6 @@ def logged_fit(jobs: str) -> None:
     Args:
         jobs: JSON, a list of (hidden units, epochs).
     """
-    import keras
     import mlflow
     import mlflow.tensorflow
 
@@ -284,17 +274,8 @@ def logged_fit(jobs: str) -> None:
     for width, epochs in json.loads(jobs):
         began = time.perf_counter()
         with mlflow.start_run():
-            model = keras.Sequential(
-                [
-                    keras.Input((28, 28)),
-                    keras.layers.Flatten(),
-                    keras.layers.Dense(width, activation="relu"),
-                    keras.layers.Dense(10, activation="softmax"),
-                ]
-            )
-            model.compile(
-                optimizer="adam", loss="sparse_categorical_crossentropy", metrics=["accuracy"]
-            )
+            model = _tutorials_model(width)
+            _compile(model, "adam")
             history = model.fit(
                 *(dataset.train_images / 255.0, dataset.train_labels),
                 validation_data=(dataset.test_images / 255.0, dataset.test_labels),
@@ -311,15 +292,15 @@ def logged_fit(jobs: str) -> None:
 
 
 def network_operations(images: int) -> float:
-    """Floating-point operations in the products of one epoch of the tutorial's network.
+    """Return the floating-point operations in the products of an epoch of the tutorial's network.
 
-    Forward and weight gradient of both layers and the second layer's input gradient; the images
-    need no gradient.
+    They are the forward product and the weight gradient of both layers, and the second layer's
+    input gradient; the images need no gradient.
     """
     return 2.0 * images * (2 * 784 * HIDDEN_UNITS + 3 * HIDDEN_UNITS * 10)
 
 
-def _keras_model(network: str, precision: str, rescale: bool = True) -> tuple[Any, Any]:
+def _keras_model(network: str, precision: str) -> tuple[Any, Any]:
     import keras
 
     from fmnist_lab import models
@@ -329,24 +310,26 @@ def _keras_model(network: str, precision: str, rescale: bool = True) -> tuple[An
         keras.config.set_dtype_policy("mixed_bfloat16")
     if network == "cnn":
         model = models.cnn((28, 28), 10, filters=FILTERS)
-    elif rescale:
-        model = models.mlp((28, 28), 10, hidden_units=HIDDEN_UNITS)
     else:
-        model = keras.Sequential(
-            [
-                keras.Input((28, 28)),
-                keras.layers.Flatten(),
-                keras.layers.Dense(HIDDEN_UNITS, activation="relu"),
-                keras.layers.Dense(10, activation="softmax"),
-            ]
-        )
+        model = models.mlp((28, 28), 10, hidden_units=HIDDEN_UNITS)
     keras.config.set_dtype_policy("float32")
     return model, keras.optimizers.Adam()
 
 
-def _threads() -> int:
-    return backend.usable_cores()
+def _tutorials_model(width: int) -> Any:
+    """Return the tutorial's network, which takes floats from 0 to 1."""
+    import keras
+
+    return keras.Sequential(
+        [
+            keras.Input((28, 28)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(width, activation="relu"),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
 
 
-def _drop(_: object) -> None:
-    """Make an expression a statement."""
+def _compile(model: Any, optimizer: Any, **options: Any) -> None:
+    loss = "sparse_categorical_crossentropy"
+    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"], **options)

@@ -1,4 +1,4 @@
-"""Seconds an epoch: our engine against `fit`, PyTorch and JAX, each in a process of its own."""
+"""Seconds per epoch: our engine against `fit`, PyTorch and JAX, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,34 +10,19 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
-from fmnist_lab import backend, data
+from fmnist_lab import data
 from fmnist_lab.benchmark import contenders
-from fmnist_lab.benchmark.results import write_csv
-from fmnist_lab.errors import UserError, reported
-
-
-@dataclass(frozen=True)
-class Case:
-    """One network at one batch size and precision, and how many other processes are busy."""
-
-    network: str
-    batch_size: int
-    precision: str = "float32"
-    busy: int = 0
-
-    @property
-    def title(self) -> str:
-        """Return its name as a person would say it."""
-        beside = f", {self.busy} busy beside" if self.busy else ""
-        return f"{self.network}, batch {self.batch_size}, {self.precision}{beside}"
-
+from fmnist_lab.benchmark.contenders import Case
+from fmnist_lab.benchmark.results import BENCHMARK, keep, require
+from fmnist_lab.errors import UserError
+from fmnist_lab.training import runtime
 
 CASES = (
     Case("mlp", 32),
@@ -46,8 +31,6 @@ CASES = (
     Case("cnn", 128),
     Case("cnn", 128, "bfloat16"),
 )
-
-
 BUSY = """
 import os, sys, threading
 threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
@@ -73,32 +56,29 @@ def epochs(
         network: The tutorial's network, a small convolutional one, or both.
         rounds: How many epochs of each contender count.
         busy: How many other processes keep a core busy meanwhile.
-        slow: Let JAX train the convolutional network, too, which takes minutes an epoch on a CPU.
+        slow: Let JAX train the convolutional network, too, which takes minutes per epoch on a CPU.
         output: Folder for epochs.csv and epochs.png.
     """
-    with reported():
-        if rounds < 1:
-            raise UserError(f"--rounds: received {rounds}, expected a whole number, 1 or more")
-        if busy < 0:
-            raise UserError(f"--busy: received {busy}, expected a whole number, 0 or more")
-        console = Console(highlight=False)
-        rows: list[dict[str, Any]] = []
-        results: dict[str, dict[str, list[float]]] = {}
-        for case in (replace(case, busy=busy) for case in CASES):
-            if network in (case.network, "all"):
-                with _kept_busy(busy):
-                    timed = _race(case, _names(case, slow, console), rounds, console)
-                rows += _rows(case, timed)
-                results[case.title] = timed
-                console.print(_table(case, timed))
-                if case.network == "mlp":
-                    console.print(_bound(timed), soft_wrap=True)
-        if output:
-            write_csv(output / "epochs.csv", rows)
-            from fmnist_lab import plots
+    require("--rounds", rounds, 1)
+    require("--busy", busy, 0)
+    console = Console(highlight=False)
+    rows: list[dict[str, Any]] = []
+    results: dict[str, dict[str, list[float]]] = {}
+    for case in (replace(case, busy=busy) for case in CASES):
+        if network in (case.network, "all"):
+            with _kept_busy(busy):
+                timed = _race(case, _names(case, slow, console), rounds, console)
+            rows += _rows(case, timed)
+            results[case.title] = timed
+            console.print(_table(case, timed))
+            if case.network == "mlp":
+                console.print(_bound(timed), soft_wrap=True)
+    keep(output, "epochs", rows)
+    if output:
+        from fmnist_lab import figures
 
-            plots.speed(results).savefig(output / "epochs.png")
-            console.print(f"written to {output}")
+        figures.speed(results).savefig(output / "epochs.png")
+        console.print(f"written to {output}")
 
 
 def contender(name: str, network: str, batch_size: int, precision: str) -> None:
@@ -106,11 +86,11 @@ def contender(name: str, network: str, batch_size: int, precision: str) -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     dataset = data.load()
     if "fit" in name or name.startswith("fmnist_lab") or name in contenders.PRODUCTS:
-        backend.start(lean=True)
+        runtime.start()
+    case = Case(network, batch_size, precision)
+    train = (contenders.CONTENDERS | contenders.PRODUCTS)[name]
     try:
-        epoch = (contenders.CONTENDERS | contenders.PRODUCTS)[name](
-            network, batch_size, dataset.train_images, dataset.train_labels, precision
-        )
+        epoch = train(case, dataset.train_images, dataset.train_labels)
     except ImportError as error:
         print(f"absent {error.name}", flush=True)
         return
@@ -123,26 +103,28 @@ def contender(name: str, network: str, batch_size: int, precision: str) -> None:
 
 
 def _names(case: Case, slow: bool, console: Console) -> tuple[str, ...]:
-    """Return who races, and say who does not."""
+    """Return the names of those who race, and say who does not."""
     if case.network == "mlp":
         return *contenders.CONTENDERS, *contenders.PRODUCTS
     if case.precision != "float32":
         return contenders.WITH_CONVOLUTIONS
-    if slow:
-        return *contenders.WITH_CONVOLUTIONS, contenders.SLOW_WITH_CONVOLUTIONS
     name = contenders.SLOW_WITH_CONVOLUTIONS
-    console.print(f"{name} is left out, as it takes minutes an epoch; --slow lets it in")
+    if slow:
+        return *contenders.WITH_CONVOLUTIONS, name
+    console.print(f"{name} is left out, as it takes minutes per epoch; --slow lets it in")
     return contenders.WITH_CONVOLUTIONS
 
 
 def _race(
     case: Case, names: tuple[str, ...], rounds: int, console: Console
 ) -> dict[str, list[float]]:
+    """Return the seconds of each contender's epochs, one per round."""
     racing: dict[str, subprocess.Popen[str]] = {}
     timed: dict[str, list[float]] = defaultdict(list)
-    try:
+    with ExitStack() as running:
         for name in names:
-            process = _start_contender(name, case)
+            process = running.enter_context(_start_contender(name, case))
+            running.callback(process.kill)
             said = _answer(process)
             if said == "ready":
                 racing[name] = process
@@ -155,10 +137,6 @@ def _race(
                 process.stdin.flush()
                 timed[name].append(float(_answer(process)))
             console.print(f"{case.title}: round {number + 1} of {rounds}", style="dim")
-    finally:
-        for process in racing.values():
-            process.kill()
-            process.wait()
     return timed
 
 
@@ -175,9 +153,8 @@ def _kept_busy(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
 
 
 def _start_contender(name: str, case: Case) -> subprocess.Popen[str]:
-    module = [sys.executable, "-m", "fmnist_lab.benchmark", "contender"]
     return subprocess.Popen(
-        [*module, name, case.network, str(case.batch_size), case.precision],
+        [*BENCHMARK, "contender", name, case.network, str(case.batch_size), case.precision],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -204,7 +181,7 @@ def _rows(case: Case, timed: dict[str, list[float]]) -> list[dict[str, Any]]:
 def _table(case: Case, times: dict[str, list[float]]) -> Table:
     """Return medians and spread, and the ratio to ours."""
     table = Table(
-        "seconds an epoch", "median", "lowest", "highest", "of ours", box=None, title=case.title
+        "seconds per epoch", "median", "lowest", "highest", "of ours", box=None, title=case.title
     )
     for name, each in times.items():
         figures = statistics.median(each), min(each), max(each)
@@ -216,14 +193,14 @@ def _table(case: Case, times: dict[str, list[float]]) -> Table:
 def _of_ours(name: str, times: dict[str, list[float]]) -> float:
     """Return the median over the rounds of a contender's ratio to ours.
 
-    A round's epochs are neighbours in time, so what slows the machine for a while slows them all.
+    A round's epochs are neighbours in time, so a slow moment of the machine slows them all.
     """
     pairs = zip(times[name], times["fmnist_lab"], strict=True)
     return statistics.median(seconds / ours for seconds, ours in pairs)
 
 
 def _bound(times: dict[str, list[float]]) -> str:
-    """Say how near our epoch comes to the machine's matrix products."""
+    """Return a sentence that compares our epoch with the machine's matrix products."""
     square, own = (_of_ours(name, times) for name in contenders.PRODUCTS)
     reached = contenders.network_operations(60_000) / statistics.median(times["fmnist_lab"])
     return (

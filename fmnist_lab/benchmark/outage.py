@@ -1,4 +1,4 @@
-"""What it costs a training that its tracking server goes away."""
+"""The time that a training loses when its tracking server goes away."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from fmnist_lab import tracking
-from fmnist_lab.benchmark.results import write_csv
-from fmnist_lab.errors import UserError, reported
+from fmnist_lab.benchmark.results import RUN, check_ended, keep, require
+from fmnist_lab.errors import UserError
 from fmnist_lab.runs import ui
 
 UNDISTURBED, BACK, GONE = "undisturbed", "away for a third of it", "away from a third on"
@@ -30,39 +29,35 @@ LEAST_URGENT = 19
 def outage(*, rounds: int = 2, epochs: int = 30, output: Path | None = None) -> None:
     """Time trainings whose tracking server is stopped meanwhile, and check that all is kept.
 
-    Training time is that from the end of the first epoch to the end of the last. What the server
-    has missed by the end is sent by `runs sync`. The server gets what the training leaves of the
-    processor.
+    The time counts from the end of the first epoch to the end of the last. `runs sync` sends what
+    the server has missed. The server has the lowest priority on the processor.
 
     Args:
         rounds: How often each case is timed, in turn.
         epochs: Epochs of each training, of the default job otherwise.
         output: Folder for outage.csv.
     """
-    with reported():
-        if epochs < 3:
-            raise UserError(f"--epochs: received {epochs}, expected a whole number, 3 or more")
-        console = Console(highlight=False)
-        timed: dict[str, list[float]] = defaultdict(list)
-        for number in range(rounds):
-            for case in CASES:
-                with tempfile.TemporaryDirectory() as folder:
-                    timed[case].append(_training(case, epochs, Path(folder)))
-            console.print(f"round {number + 1} of {rounds}", style="dim")
-        table = Table("the server is", "seconds, median", "of undisturbed", box=None)
+    require("--epochs", epochs, 3)
+    console = Console(highlight=False)
+    timed: dict[str, list[float]] = defaultdict(list)
+    for number in range(rounds):
         for case in CASES:
-            pairs = zip(timed[case], timed[UNDISTURBED], strict=True)
-            ratio = statistics.median(mine / usual for mine, usual in pairs)
-            table.add_row(case, f"{statistics.median(timed[case]):.2f}", f"{ratio:.2f}")
-        console.print(table)
-        console.print("Every run is in the store, with its model and every epoch once.")
-        if output:
-            rows: list[dict[str, Any]] = [
-                {"case": case, "round": number, "seconds": round(seconds, 3)}
-                for case in CASES
-                for number, seconds in enumerate(timed[case], 1)
-            ]
-            write_csv(output / "outage.csv", rows)
+            with tempfile.TemporaryDirectory() as folder:
+                timed[case].append(_training(case, epochs, Path(folder)))
+        console.print(f"round {number + 1} of {rounds}", style="dim")
+    table = Table("the server is", "seconds, median", "of undisturbed", box=None)
+    for case in CASES:
+        pairs = zip(timed[case], timed[UNDISTURBED], strict=True)
+        ratio = statistics.median(mine / usual for mine, usual in pairs)
+        table.add_row(case, f"{statistics.median(timed[case]):.2f}", f"{ratio:.2f}")
+    console.print(table)
+    console.print("Every run is in the store, with its model and every epoch once.")
+    rows = [
+        {"case": case, "round": number, "seconds": round(seconds, 3)}
+        for case in CASES
+        for number, seconds in enumerate(timed[case], 1)
+    ]
+    keep(output, "outage", rows)
 
 
 def _training(case: str, epochs: int, folder: Path) -> float:
@@ -74,9 +69,7 @@ def _training(case: str, epochs: int, folder: Path) -> float:
     screen = folder / "screen.txt"
     words = [f"tracking.uri={uri}", f"trainer.epochs={epochs}"]
     with screen.open("w") as out, _served(place, port) as first:
-        run = subprocess.Popen(
-            [sys.executable, "-m", "fmnist_lab.run", *words], cwd=folder, stdout=out
-        )
+        run = subprocess.Popen([*RUN, *words], cwd=folder, stdout=out)
         if case != UNDISTURBED:
             _wait_for_epoch(run, screen, epochs // 3, epochs)
             _stop(first)
@@ -85,8 +78,7 @@ def _training(case: str, epochs: int, folder: Path) -> float:
             with _served(place, port):
                 run.wait()
         run.wait()
-    if run.returncode:
-        raise UserError(f"the training ended with exit code {run.returncode}")
+    check_ended(run)
     if case == GONE:
         with _served(place, port):
             sync = [sys.executable, "-m", "fmnist_lab.runs", "sync", "--store", uri]
@@ -114,7 +106,7 @@ def _stop(server: subprocess.Popen[bytes]) -> None:
 
 
 def _wait_for_epoch(run: subprocess.Popen[bytes], screen: Path, epoch: int, epochs: int) -> None:
-    while f"{epoch}/{epochs} " not in screen.read_text():
+    while f"{epoch}/{epochs} " not in screen.read_text(encoding="utf-8"):
         if run.poll() is not None:
             raise UserError(f"the training ended before epoch {epoch}")
         time.sleep(0.05)
@@ -122,7 +114,7 @@ def _wait_for_epoch(run: subprocess.Popen[bytes], screen: Path, epoch: int, epoc
 
 def _seconds(place: tracking.Store, epochs: int) -> float:
     """Return the seconds from the first epoch to the last of a store's only run, if it is whole."""
-    with tracking.store.asking(place) as client:
+    with tracking.asking(place) as client:
         found = client.get_experiment_by_name(tracking.DEFAULT_EXPERIMENT)
         (run,) = client.search_runs([found.experiment_id])
         models = client.search_logged_models([found.experiment_id])
@@ -130,5 +122,5 @@ def _seconds(place: tracking.Store, epochs: int) -> float:
     steps = sorted(point.step for point in points)
     if run.info.status != "FINISHED" or len(models) != 1 or steps != list(range(1, epochs + 1)):
         raise UserError(f"run {run.info.run_id} is not whole: {run.info.status}, epochs {steps}")
-    times = [point.timestamp for point in points]
+    times = [float(point.timestamp) for point in points]
     return (max(times) - min(times)) / 1000

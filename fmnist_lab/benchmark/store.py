@@ -1,4 +1,4 @@
-"""What a store is worth: short jobs of several clients at once, and as many runs as a paper has."""
+"""The speed of a store: short jobs of several clients at once, and thousands of runs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fmnist_lab import tracking
-from fmnist_lab.benchmark.results import write_csv
-from fmnist_lab.config import Config
-from fmnist_lab.errors import UserError, reported
+from fmnist_lab.benchmark.results import BENCHMARK, keep
+from fmnist_lab.config.schema import Config
+from fmnist_lab.errors import UserError
 
 EPOCHS = 15
 GRID = 10  # values of each of three parameters
@@ -52,7 +52,7 @@ def store(
         runs: How many runs are simulated, in thousands; 0 for none, as behind a server.
         output: Folder for store.csv.
     """
-    with reported(), tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         if runs % GRID**3 or runs < 0:
             raise UserError(f"--runs: received {runs}, expected a multiple of {GRID**3}, or 0")
         if not 0 < clients <= jobs:
@@ -73,8 +73,7 @@ def store(
         for row in rows:
             table.add_row(row["what"], f"{row['seconds']:.3g}")
         Console(highlight=False).print(table)
-        if output:
-            write_csv(output / "store.csv", rows)
+        keep(output, "store", rows)
 
 
 def store_client(uri: str, experiment: str, first: int, jobs: int, *, train: bool = False) -> None:
@@ -89,10 +88,10 @@ def store_client(uri: str, experiment: str, first: int, jobs: int, *, train: boo
     sys.stdin.readline()
     for number in range(first, first + jobs):
         if train:
-            from fmnist_lab import jobs as real
+            from fmnist_lab.jobs import train as real
 
             with redirect_stdout(io.StringIO()):
-                real.train(_config(**short, **known, seed=number))
+                real.run(_config(**short, **known, seed=number))
         else:
             job(place, experiment, config, f"job {number}", {})
 
@@ -101,14 +100,16 @@ def job(
     place: tracking.Store, experiment: str, config: Config, name: str, tags: dict[str, str]
 ) -> str:
     """Write what a run writes, and return its id."""
-    from fmnist_lab import assembly, provenance
+    from fmnist_lab.config import naming
+    from fmnist_lab.system import provenance
 
     known = {**provenance.tags(), "config.hash": config.identity(), "job": "train", **tags}
     known |= {"engine": "xla", "device": "none", "threads": "1"}
     with tracking.start(place, experiment, name, known) as run:
-        run.params(assembly.params(config))
+        run.params(naming.params(config))
         for epoch in range(1, EPOCHS + 1):
-            run.metrics({name: math.log1p(epoch) for name in METRICS}, step=epoch)
+            # Below 1, as accuracies are.
+            run.metrics({name: math.log1p(epoch) / 3 for name in METRICS}, step=epoch)
         run.text("simulated", "config.yaml")
         run.json({"simulated": True}, "evaluation.json")
     return run.id
@@ -119,7 +120,7 @@ def _short_jobs(
 ) -> Iterator[dict[str, Any]]:
     """Have several clients do jobs at once, and check that all of them are there."""
     shares = [jobs // clients + (each < jobs % clients) for each in range(clients)]
-    module = [sys.executable, "-m", "fmnist_lab.benchmark", "store-client", place.uri, experiment]
+    module = [*BENCHMARK, "store-client", place.uri, experiment]
     processes = [
         subprocess.Popen(
             [*module, str(sum(shares[:number])), str(share), *(["--train"] if train else [])],
@@ -143,7 +144,7 @@ def _short_jobs(
     seconds = time.perf_counter() - began
     if any(process.returncode for process in processes):
         raise UserError("a client has failed; it has said why")
-    with tracking.store.asking(place) as client:
+    with tracking.asking(place) as client:
         found = client.get_experiment_by_name(experiment)
         kept = client.search_runs([found.experiment_id], max_results=jobs + 1)
     whole = [run for run in kept if run.data.metrics.keys() >= set(METRICS)]
@@ -156,7 +157,7 @@ def _short_jobs(
 
 def _many_runs(place: tracking.Store, experiment: str, runs: int) -> list[dict[str, Any]]:
     """Simulate a sweep of so many runs, and ask about it what our doors ask."""
-    from fmnist_lab.tracking.simulation import megabytes, multiply
+    from fmnist_lab.benchmark.simulation import megabytes, multiply
 
     config = _config()
     tags = {"job": "sweep", "sweep.jobs": str(runs)}

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from fmnist_lab.benchmark.results import write_csv
-from fmnist_lab.errors import UserError, reported
+from fmnist_lab.benchmark.results import (
+    BENCHMARK,
+    RUN,
+    check_ended,
+    keep,
+    require,
+    with_store,
+)
 
 SAMPLED_EPOCHS = (1, 3)
 
@@ -41,29 +46,24 @@ def sweep(
         seeds: How many seeds, from 0.
         output: Folder for sweep.csv.
     """
-    with reported():
-        if seeds < 1:
-            raise UserError(f"--seeds: received {seeds}, expected a whole number, 1 or more")
-        console = Console(highlight=False)
-        with tempfile.TemporaryDirectory() as folder:
-            sampled = _sample(widths, Path(folder), "before", console)
-            jobs = len(epochs) * len(widths) * seeds
-            ours = _ours(epochs, widths, seeds, Path(folder))
-            console.print(f"ours: {jobs} jobs in {ours:.1f} s")
-            sampled += _sample(widths, Path(folder), "after", console)
-        theirs = seeds * sum(
-            _estimate(sampled, width, number) for width in widths for number in epochs
-        )
-        console.print(f"fit: the same {jobs} jobs in {theirs:.0f} s, estimated from those above")
-        console.print(f"ours takes 1/{theirs / ours:.1f} of the time")
-        if output:
-            rows = [
-                {"what": "fit job", "width": width, "epochs": number, "seconds": seconds}
-                for width, number, seconds in sampled
-            ]
-            rows.append({"what": f"fit, {jobs} jobs, estimated", "seconds": theirs})
-            rows.append({"what": f"ours, {jobs} jobs", "seconds": ours})
-            write_csv(output / "sweep.csv", rows)
+    require("--seeds", seeds, 1)
+    console = Console(highlight=False)
+    with tempfile.TemporaryDirectory() as folder:
+        sampled = _sample(widths, Path(folder), "before", console)
+        jobs = len(epochs) * len(widths) * seeds
+        ours = _ours(epochs, widths, seeds, Path(folder))
+        console.print(f"ours: {jobs} jobs in {ours:.1f} s")
+        sampled += _sample(widths, Path(folder), "after", console)
+    theirs = seeds * sum(_estimate(sampled, width, number) for width in widths for number in epochs)
+    console.print(f"fit: the same {jobs} jobs in {theirs:.0f} s, estimated from those above")
+    console.print(f"ours takes 1/{theirs / ours:.1f} of the time")
+    rows: list[dict[str, Any]] = [
+        {"what": "fit job", "width": width, "epochs": number, "seconds": seconds}
+        for width, number, seconds in sampled
+    ]
+    rows.append({"what": f"fit, {jobs} jobs, estimated", "seconds": theirs})
+    rows.append({"what": f"ours, {jobs} jobs", "seconds": ours})
+    keep(output, "sweep", rows)
 
 
 def _sample(
@@ -72,15 +72,14 @@ def _sample(
     jobs = [(width, number) for width in widths for number in SAMPLED_EPOCHS]
     # The first pays for what a process does once.
     process = subprocess.run(
-        [sys.executable, "-m", "fmnist_lab.benchmark", "logged-fit", json.dumps([jobs[0], *jobs])],
+        [*BENCHMARK, "logged-fit", json.dumps([jobs[0], *jobs])],
         cwd=folder,
-        env={**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/fit.db"},
+        env=with_store(folder, "fit"),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
     )
-    if process.returncode:
-        raise UserError(f"the jobs with fit ended with status {process.returncode}")
+    check_ended(process)
     seconds = json.loads(process.stdout.splitlines()[-1])[1:]
     for (width, number), each in zip(jobs, seconds, strict=True):
         console.print(f"fit, {when}: width {width}, epochs {number}: {each:.1f} s", style="dim")
@@ -89,17 +88,15 @@ def _sample(
 
 def _ours(epochs: Sequence[int], widths: Sequence[int], seeds: int, folder: Path) -> float:
     command = [
-        *(sys.executable, "-m", "fmnist_lab.run", "-m", "hydra/launcher=local_cores"),
+        *(*RUN, "-m", "hydra/launcher=local_cores"),
         f"trainer.epochs={','.join(map(str, epochs))}",
         f"model.hidden_units={','.join(map(str, widths))}",
         f"seed={','.join(map(str, range(seeds)))}",
     ]
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
     began = time.perf_counter()
-    process = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.run(command, cwd=folder, env=with_store(folder), stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - began
-    if process.returncode:
-        raise UserError(f"our sweep ended with status {process.returncode}")
+    check_ended(process)
     return seconds
 
 

@@ -2,6 +2,9 @@
 
 Every model takes raw uint8 images and rescales them inside, so that training and serving see the
 same numbers, and ends in a softmax over the classes, in float32.
+
+The config reads a model's options, with their types, bounds and defaults, from the signature. It
+must not wait seconds for Keras, so the modules with models import Keras inside their functions.
 """
 
 from fmnist_lab.models.convolutional import cnn

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 from cyclopts import App, Parameter
 
-from fmnist_lab import process
 from fmnist_lab.runs.compare import compare
 from fmnist_lab.runs.heal import heal
 from fmnist_lab.runs.list import list_runs
@@ -12,6 +11,7 @@ from fmnist_lab.runs.report import report
 from fmnist_lab.runs.reproduce import reproduce
 from fmnist_lab.runs.sync import sync
 from fmnist_lab.runs.ui import ui
+from fmnist_lab.system import process
 
 NAME = "python -m fmnist_lab.runs"
 app = App(

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import sys
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 from cyclopts import Parameter
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from fmnist_lab import tracking
 from fmnist_lab.errors import UserError, reported
-from fmnist_lab.runs.selection import Experiment, select
+from fmnist_lab.runs.selection import select
+from fmnist_lab.system.terminal import printout
+from fmnist_lab.texts import counted
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fmnist_lab.comparison import Result, Side, Verdict
+    from fmnist_lab.studies.comparison import Result, Side, Verdict
 
 MOST_LEFT_OUT = 5  # Runs that are named, of those that have no result or repeat another.
 Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
@@ -36,7 +34,7 @@ def compare(
     b: Words = (),
     as_json: Annotated[bool, Parameter(name="--json")] = False,
     store: str | None = None,
-    experiment: Experiment = tracking.DEFAULT_EXPERIMENT,
+    experiment: str | None = None,
 ) -> None:
     """Say what differs between two runs, or groups of runs, and whether it is more than chance.
 
@@ -52,13 +50,14 @@ def compare(
         b: The same for B.
         as_json: Print JSON.
         store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
-        experiment: The experiment to look into where a side names no run.
+        experiment: The experiment to look into where a side names no run; left out, MLflow's
+            $MLFLOW_EXPERIMENT_NAME or $MLFLOW_EXPERIMENT_ID, or fmnist_lab.
     """
     with reported():
         named = _two(sides, a, b)
         place = tracking.Store.locate(store, for_writing=False)
 
-        from fmnist_lab import comparison
+        from fmnist_lab.studies import comparison
 
         first, second = (_side(place, words, experiment) for words in named)
         verdict = comparison.compare(first, second, _predictions(place))
@@ -99,14 +98,14 @@ def _two(sides: Sequence[str], a: Sequence[str], b: Sequence[str]) -> list[list[
 
 def _is_setting(word: str) -> bool:
     """Return whether a word is a `key=value`; a run's name may hold a = as well."""
-    from fmnist_lab import study
+    from fmnist_lab.studies import frames
 
     key, found, _ = word.partition("=")
-    return bool(found) and (study.is_parameter(key) or key == "seed")
+    return bool(found) and (frames.is_parameter(key) or key == "seed")
 
 
-def _side(store: tracking.Store, words: Sequence[str], experiment: str) -> Side:
-    from fmnist_lab import comparison, study
+def _side(store: tracking.Store, words: Sequence[str], experiment: str | None) -> Side:
+    from fmnist_lab.studies import comparison, summary
 
     settings = [word for word in words if _is_setting(word)]
     named = [word for word in words if not _is_setting(word)]
@@ -123,7 +122,7 @@ def _side(store: tracking.Store, words: Sequence[str], experiment: str) -> Side:
         raise
     for setting in settings:
         runs = _having(runs, setting)
-    taken = study.take_apart(runs)
+    taken = summary.take_apart(runs)
     tags = {run: tracking.facts(store, run)["tags"] for run in taken.used["run_id"]}
     return comparison.Side(taken, tags)
 
@@ -134,32 +133,27 @@ def _having(runs: pd.DataFrame, setting: str) -> pd.DataFrame:
     Raises:
         UserError: None has.
     """
-    from fmnist_lab import study, study_plots
+    from fmnist_lab.studies import frames
 
     key, _, value = setting.partition("=")
-    if key not in runs or not (study.is_parameter(key) or key == "seed"):
-        known = sorted(name for name in runs if study.is_parameter(name))
+    if key not in runs or not (frames.is_parameter(key) or key == "seed"):
+        known = sorted(name for name in runs if frames.is_parameter(name))
         raise UserError(f"received {setting}, expected one of {', '.join(known)}, seed")
-    values = [study.value_of(each) for each in runs[key]]
-    wanted = study.value_of(None if value in ("none", "null") else value)
+    values = [frames.value_of(each) for each in runs[key]]
+    wanted = frames.value_of(None if value in ("none", "null") else value)
     kept = runs[[each == wanted for each in values]]
     if kept.empty:
-        there = ", ".join(map(study_plots.shown, study_plots.ordered(values)))
+        there = ", ".join(map(frames.shown, frames.ordered(values)))
         raise UserError(f"received {setting}, which no run has; there are {there}")
     return kept
 
 
 def _predictions(store: tracking.Store) -> Any:
-    @lru_cache(maxsize=2)
-    def read(run_id: str) -> tuple[np.ndarray, np.ndarray]:
-        with np.load(io.BytesIO(tracking.read_file(store, run_id, "predictions.npz"))) as kept:
-            return kept["probabilities"], kept["labels"]
-
-    return read
+    return lru_cache(maxsize=2)(partial(tracking.read_predictions, store))
 
 
 def _show(sides: Sequence[Side], verdict: Verdict) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = printout()
     for name, side in zip("AB", sides, strict=True):
         console.print(f"{name}  {escape(_described(side))}", soft_wrap=True)
         for run in side.study.unused[:MOST_LEFT_OUT]:
@@ -182,14 +176,12 @@ def _show(sides: Sequence[Side], verdict: Verdict) -> None:
 
 
 def _described(side: Side) -> str:
-    from fmnist_lab import study
-
     runs = side.study.used
     if len(runs) == 1:
         return f"{runs['name'].iloc[0]}  {runs['run_id'].iloc[0]}"
     names = runs["name"].tolist()
     told = ", ".join(names if len(names) <= 6 else [*names[:3], "…", names[-1]])
-    return f"{study.counted(len(runs), 'run')}: {told}"
+    return f"{counted(len(runs), 'run')}: {told}"
 
 
 def _differences(verdict: Verdict) -> Table:
@@ -200,28 +192,28 @@ def _differences(verdict: Verdict) -> Table:
 
 
 def _results(verdict: Verdict) -> Table:
-    from fmnist_lab import study, study_plots
+    from fmnist_lab.studies import frames
 
     within = list(verdict.matches[0].setting)
-    short = study_plots.short_names(within)
+    short = frames.short_names(within)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
     headings = [*short.values(), *(["runs"] if within else []), "A", "B"]
     for heading in [*headings, "A - B", "95 % interval", "p"]:
         # In a narrow terminal only means fold, with their ± in a line of its own.
         table.add_column(Text(heading), justify="right", no_wrap=heading not in ("A", "B"))
-    metrics = study_plots.PAIR if within else study_plots.METRICS
+    metrics = frames.ACCURACIES if within else frames.METRICS
     for metric in metrics:
-        title = study_plots.METRICS[metric].lower()
+        title = frames.METRICS[metric].lower()
         for match in verdict.matches:
             for result in match.results:
                 if result.metric != metric:
                     continue
                 means = (
-                    study.mean_text(side.mean, side.high - side.mean)
+                    frames.mean_text(side.mean, side.high - side.mean)
                     for side in (result.a, result.b)
                 )
-                setting = [study_plots.shown(value) for value in match.setting.values()]
+                setting = [frames.shown(value) for value in match.setting.values()]
                 runs = ["{}+{}".format(*match.runs)] if within else []
                 table.add_row(title, *setting, *runs, *means, *_difference(result))
                 title = ""
@@ -239,10 +231,10 @@ def _difference(result: Result) -> tuple[str, str, str]:
 
 
 def _setting(values: dict[str, Any]) -> str:
-    from fmnist_lab import study_plots
+    from fmnist_lab.studies import frames
 
-    short = study_plots.short_names(list(values))
-    return ", ".join(f"{short[name]} {study_plots.shown(value)}" for name, value in values.items())
+    short = frames.short_names(list(values))
+    return ", ".join(f"{short[name]} {frames.shown(value)}" for name, value in values.items())
 
 
 def _plain(sides: Sequence[Side], verdict: Verdict) -> dict[str, Any]:

@@ -1,112 +1,198 @@
-"""`list`: which runs there are, and how they fared."""
+"""`list`: the runs of an experiment, their states and their figures."""
 
 from __future__ import annotations
 
 import math
-import sys
-from collections import Counter
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Container, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fmnist_lab import tracking
-from fmnist_lab.console import count, duration
+from fmnist_lab.config import naming
 from fmnist_lab.errors import UserError, reported
-from fmnist_lab.runs.selection import Experiment
+from fmnist_lab.runs.selection import Since, begun_since, both
+from fmnist_lab.system.terminal import printout
+from fmnist_lab.texts import counted
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-WIDE = 120  # Columns of a terminal that has room for whole ids.
+# The widths of terminals with room for whole ids, and for all columns.
+WHOLE_IDS, ALL_COLUMNS = 120, 180
+SHOWN = {
+    "accuracy/validation": "validation accuracy",
+    "accuracy/test": "test accuracy",
+    "accuracy/gap": "gap",
+}
 
 
 def list_runs(
     *,
     where: Annotated[str, Parameter(name="--filter")] = "",
+    since: Since = "",
     every: Annotated[bool, Parameter(name="--all")] = False,
     store: str | None = None,
-    experiment: Experiment = tracking.DEFAULT_EXPERIMENT,
+    experiment: str | None = None,
     most: Annotated[int, Parameter(show_default=True)] = 30,
 ) -> None:
-    """List sweeps and runs, the newest first: state, age, test accuracy and gap.
+    """List sweeps and runs, the newest first: state, start, accuracy, gap, and what differs.
 
     Args:
         where: MLflow's filter, such as "attributes.status = 'FAILED'"; all runs that fit are then
-            listed, those of sweeps as well.
+            listed, the runs of sweeps as well.
+        since: Only runs begun since then: 7d, 12h, 2w, or a date such as 2026-11-28.
         every: List the runs of each sweep below it.
         store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
-        experiment: The experiment to look into.
-        most: How many to list at the most.
+        experiment: The experiment to look into; left out, MLflow's $MLFLOW_EXPERIMENT_NAME or
+            $MLFLOW_EXPERIMENT_ID, or fmnist_lab.
+        most: The largest number of rows.
     """
     with reported():
+        fits = both(where, begun_since(since))
         place = tracking.Store.locate(store, for_writing=False)
-        runs, _ = tracking.find(place, experiment, where)
-        if runs.empty:
+        experiment = tracking.experiment_name(place, experiment)
+        if where:
+            found = tracking.rows(place, experiment, fits, page=most + 1)
+        else:
+            found = _in_order(place, experiment, fits, every, most + 1)
+        rows = list(islice(found, most + 1))
+        if not rows:
             raise UserError(
                 f"no run in experiment '{experiment}' of {place.uri} fits"
-                f"{f' the filter {where}' if where else ''}"
+                f"{f' the filter {fits}' if fits else ''}"
             )
-        rows = runs.to_dict("records") if where else _in_order(runs, every)
-        console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-        # The beginning of an id is as good as all of it, unless it has to be folded.
-        length = 32 if console.width >= WIDE else 8
-        table = Table("run", "name", "state", "age", "test accuracy", "gap", box=None)
-        table.columns[0].no_wrap = True
-        for column in table.columns[3:]:
-            column.justify = "right"
-        counts = _counts(runs)
-        now = datetime.now(UTC)
-        for row in rows[:most]:
-            figures = (row.get(f"accuracy/{part}", math.nan) for part in ("test", "gap"))
-            table.add_row(
-                row["run_id"][:length],
-                escape(row["name"]),
-                row["status"] + counts.get(row["run_id"], ""),
-                duration((now - row["started"]).total_seconds()),
-                *("" if math.isnan(figure) else f"{figure:.4f}" for figure in figures),
+        shown = rows[:most]
+        sweeps = [row["run_id"] for row in shown if row["job"] == "sweep"]
+        summaries = tracking.sweep_summaries(place, experiment, sweeps) if sweeps else {}
+        finished = [row["run_id"] for row in shown if row["status"] == "FINISHED"]
+        damaged = tracking.damaged(place, experiment, finished)
+        # In a pipe, each run has one line, however long.
+        console = printout(piped=10_000)
+        console.print(_table(shown, summaries, damaged, console.width))
+        if damaged:
+            have = "has" if len(damaged) == 1 else "have"
+            console.print(
+                f"{counted(len(damaged), 'finished run')} {have} lost files, as after a power cut; "
+                "a run's command with resume=true makes them again."
             )
-        console.print(table)
+        if sweeps:
+            console.print(
+                "The figures of a sweep are the means of its best setting: by validation accuracy "
+                "where images were held out, else by test accuracy."
+            )
         if len(rows) > most:
-            console.print(f"… and {len(rows) - most} older ones; --most {len(rows)} lists them all")
-        if hidden := len(runs) - len(rows):
-            console.print(f"The {count(hidden, 'run')} of sweeps are not shown; --all shows them.")
+            console.print(f"… and older ones; --most {2 * most} lists more of them")
+        if sweeps and not every and not where:
+            console.print("The runs of sweeps are not shown; --all shows them.")
 
 
-def _in_order(runs: pd.DataFrame, every: bool) -> list[dict[str, Any]]:
-    """Return sweeps and runs of their own, and if wanted the runs of each sweep below it.
+def _table(
+    rows: Sequence[dict[str, Any]],
+    summaries: Mapping[str, tracking.SweepSummary],
+    damaged: Container[str],
+    width: int,
+) -> Table:
+    """Return the rows as a table.
 
-    A run that has answered several sweeps is below each of them; one whose sweep was deleted is
+    Where there is no room for a column of its own, the differences from the defaults stand below
+    the name, unless the name says them.
+
+    Args:
+        rows: The runs.
+        summaries: Their sweeps in short, by id.
+        damaged: The runs that have lost files.
+        width: The table's width, in characters.
+    """
+    shown = {
+        metric: title
+        for metric, title in SHOWN.items()
+        if any(_figure(row, metric) for row in rows)
+    }
+    wide = width >= ALL_COLUMNS
+    date = "%Y-%m-%d %H:%M" if width >= WHOLE_IDS else "%Y-%m-%d\n%H:%M"
+    table = Table(box=None, pad_edge=False, padding=(0, 2 if width >= 100 else 1, 0, 0))
+    table.add_column("run", no_wrap=True)
+    told = "name" if wide else "name, and what differs from the defaults"
+    table.add_column(told, overflow="fold")
+    if wide:
+        table.add_column("what differs from the defaults", overflow="fold")
+    table.add_column("state", max_width=None if wide else 12 if width >= 100 else 9)
+    table.add_column("started", no_wrap=True)
+    for title in shown.values():
+        table.add_column(title.replace(" ", " " if wide else "\n"), justify="right", no_wrap=True)
+    for row in rows:
+        summary = summaries.get(row["run_id"])
+        differing = naming.differences(_in_common(summary.sample if summary else [row]))
+        name, differs = row["name"], naming.spoken(differing)
+        if not wide:
+            said = set(naming.words(differing)) <= set(name.split())
+            name = name if said else f"{name}\n{differs}"
+        state = _state(row["status"], summary)
+        state += ", files lost" if row["run_id"] in damaged else ""
+        table.add_row(
+            row["run_id"][: 32 if width >= WHOLE_IDS else 8],
+            *map(Text, (name, differs) if wide else (name,)),
+            state if wide else state.replace(": ", ":\n"),
+            _started(row, date),
+            *(_figure(row, metric) for metric in shown),
+        )
+    return table
+
+
+def _state(status: str, summary: tracking.SweepSummary | None) -> str:
+    """Return the state of a run, for a sweep with the number of its runs.
+
+    >>> from collections import Counter
+    >>> _state("FAILED", tracking.SweepSummary(Counter(FINISHED=12, FAILED=1), False, []))
+    'FAILED: 12 of 13 finished, 1 failed'
+    >>> _state("FINISHED", tracking.SweepSummary(Counter(FINISHED=60), False, []))
+    'FINISHED: 60 runs'
+    """
+    if summary is None:
+        return status
+    states = summary.states
+    total = f"{states.total():,}{'+' if summary.more else ''}"
+    if set(states) <= {"FINISHED"}:
+        return f"{status}: {total} run{'' if states.total() == 1 else 's'}"
+    done = states["FINISHED"]
+    others = (f"{n:,} {state.lower()}" for state, n in states.most_common() if state != "FINISHED")
+    return f"{status}: {', '.join([f'{done:,} of {total} finished', *others])}"
+
+
+def _started(row: dict[str, Any], date: str) -> str:
+    """Return when a run began, in this machine's time zone; "" if its time is none."""
+    started = row["started"].to_pydatetime() if row["started"] == row["started"] else None
+    return f"{started.astimezone():{date}}" if started else ""
+
+
+def _figure(row: dict[str, Any], metric: str) -> str:
+    """Return a metric of a run, or of the best setting of a sweep; "" if there is none."""
+    value = row.get(tracking.best_mean(metric) if row["job"] == "sweep" else metric, math.nan)
+    # A value beyond ±1 is no accuracy, whoever has logged it.
+    return f"{value:.4f}" if abs(value) <= 1 else ""
+
+
+def _in_common(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Return the params that runs have in common; a store keeps them as texts."""
+    first, *others = runs or [{}]
+    return {
+        name: value
+        for name, value in first.items()
+        if isinstance(value, str) and all(each.get(name) == value for each in others)
+    }
+
+
+def _in_order(
+    store: tracking.Store, experiment: str, fits: str, every: bool, most: int
+) -> Iterator[dict[str, Any]]:
+    """Yield sweeps and runs of their own, and if wanted the runs of each sweep below it.
+
+    A run that has answered several sweeps is below each of them. A run whose sweep was deleted is
     listed as a run of its own.
     """
-    rows = runs.to_dict("records")
-    known = {row["run_id"] for row in rows if row.get("job") == "sweep"}
-    listed: list[dict[str, Any]] = []
-    for row in rows:
-        if not known.isdisjoint(row["sweeps"]):
-            continue
-        listed.append(row)
-        if every and row["run_id"] in known:
-            members = [each for each in rows if row["run_id"] in each["sweeps"]]
-            members.sort(key=lambda each: int(each["sweeps"][row["run_id"]]))
-            listed += [{**each, "name": f"  {each['name']}"} for each in members]
-    return listed
-
-
-def _counts(runs: pd.DataFrame) -> dict[str, str]:
-    """Return in what states the runs of each sweep are."""
-    states: dict[str, Counter[str]] = {
-        run: Counter()
-        for run, job in zip(runs["run_id"], runs["job"], strict=True)
-        if job == "sweep"
-    }
-    for sweeps, status in zip(runs["sweeps"], runs["status"], strict=True):
-        for sweep in states.keys() & sweeps.keys():
-            states[sweep][status] += 1
-    return {
-        sweep: ": " + (", ".join(f"{n} {state}" for state, n in found.most_common()) or "no runs")
-        for sweep, found in states.items()
-    }
+    for row in tracking.own_rows(store, experiment, fits, most):
+        yield row
+        if every and row["job"] == "sweep":
+            for each in tracking.member_rows(store, experiment, row["run_id"], fits):
+                yield {**each, "name": f"  {each['name']}"}

@@ -1,30 +1,34 @@
-"""`reproduce`: a run is made again from what the store has of it, and compared with it."""
+"""`reproduce`: make a run again from its config in the store, and compare the two."""
 
 from __future__ import annotations
 
-import io
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 from cyclopts import Parameter
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fmnist_lab import backend, tracking
 from fmnist_lab import config as configs
-from fmnist_lab.config import Config
+from fmnist_lab import tracking
+from fmnist_lab.config.functions import is_built_in
+from fmnist_lab.config.schema import Config
 from fmnist_lab.errors import UserError, reported
+from fmnist_lab.jobs import resume
+from fmnist_lab.system import provenance
+from fmnist_lab.system.terminal import printout
+from fmnist_lab.texts import whole_number
+from fmnist_lab.training import runtime
 
 if TYPE_CHECKING:
-    from fmnist_lab.backend import Device
+    from fmnist_lab.training.runtime import Device
 
-# What a config from a store may name unasked. It may have been written by anyone, so nothing that
-# reads, writes or runs what its arguments say is among these, although Keras has such callbacks.
+# The targets that a config from a store may name unasked. Anyone may have written the config, so
+# none of these reads, writes or runs what its arguments say, although Keras has such callbacks.
 TRUSTED = {
     "model": r"fmnist_lab\.models\.\w+",
     "optimizer": r"keras\.optimizers\.[A-Z]\w*",
@@ -33,7 +37,7 @@ TRUSTED = {
         r"keras\.callbacks\.(EarlyStopping|ReduceLROnPlateau|SwapEMAWeights|TerminateOnNaN)"
     ),
 }
-# Tags that say what may change a result, and how a person calls them.
+# The tags of what may change a result, with a person's names for them.
 CIRCUMSTANCES = {
     "mlflow.source.git.commit": "code commit",
     "git.dirty": "uncommitted changes",
@@ -72,38 +76,48 @@ def reproduce(
         place = tracking.Store.locate(store)
         with tracking.asking(place):
             old = tracking.look_up(place, run)
+            if lost := tracking.damage(place, old.run_id):
+                raise UserError(
+                    f"run '{old.name}' ({old.run_id}) cannot be compared with: it {lost}; its "
+                    "command with resume=true makes them again"
+                )
             tags = tracking.facts(place, old.run_id)["tags"]
             text = tracking.read_file(place, old.run_id, "config.yaml") if old.job else b""
-        config = rebuild(place, old, text, allow)
-        console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-        console.print(
-            f"Reproducing run '{escape(old.name)}', id {old.run_id}, which was made by\n"
-            f"  {escape(tags.get('mlflow.source.name', 'an unknown command'))}\n",
-            soft_wrap=True,
+        config = with_threads(
+            rebuild(place, old, text, allow), threads, resume.values(tags, "threads")[-1]
         )
-        from fmnist_lab import backend, jobs
-
-        config = with_threads(config, threads, tags.get("threads", ""))
-        _warn(console, tags, backend.start(config.trainer.threads, lean=True))
-        jobs.train(config, reproduces=old.run_id, engine_before=tags.get("engine", ""))
+        console = printout(piped=120)
+        command = tags.get("mlflow.source.name", "an unknown command")
+        made = f"Reproducing run '{old.name}', id {old.run_id}, which was made by\n  {command}\n"
+        console.print(escape(made), soft_wrap=True)
+        _warn(console, tags, runtime.start(config.trainer.threads))
+        again = _train(place, config, old, resume.values(tags, "engine")[-1])
         with tracking.asking(place):
-            again = tracking.known(place, old.experiment, f"tags.reproduces = '{old.run_id}'")[0]
             differences = compare(place, old.run_id, again.run_id)
         _judge(console, old, differences)
-        engine = again.tags["engine"]
-        # Runs of earlier versions do not say which one they had.
-        if tags.get("engine", engine) != engine:
-            console.print(
-                f"\nIt was trained by the {escape(tags['engine'])} engine, which is not here; now "
-                f"by {engine}.",
-                soft_wrap=True,
-            )
+        if told := _on_engines(tags, again.tags):
+            console.print(f"\n{escape(told)}", soft_wrap=True)
         if differences:
             raise SystemExit(1)
 
 
+def _train(
+    store: tracking.Store, config: Config, old: tracking.RunRef, engine: str
+) -> tracking.RunRecord:
+    """Train a run's config again, with its engine if that is here, and return the new run."""
+    from fmnist_lab.jobs import train
+
+    try:
+        train.run(config, reproduces=old.run_id, engine_before=engine)
+    except UserError as error:
+        # The advice of a training; this command has no such option, and begins again.
+        raise UserError(str(error).replace(" with resume=true", "")) from error
+    with tracking.asking(store):
+        return tracking.known(store, old.experiment, f"tags.reproduces = '{old.run_id}'")[0]
+
+
 def rebuild(
-    store: tracking.Store, old: tracking.Found, text: bytes, allowed: Sequence[str]
+    store: tracking.Store, old: tracking.RunRef, text: bytes, allowed: Sequence[str]
 ) -> Config:
     """Return the config that a run was made with, to be trained again into the same experiment.
 
@@ -117,8 +131,6 @@ def rebuild(
         UserError: The run has not trained a model, or its config is not what this version
             understands, or names a target that is not allowed.
     """
-    from omegaconf import OmegaConf
-
     if old.job != "train":
         job = f"is a run of job={old.job}" if old.job else "was not made by fmnist_lab"
         raise UserError(
@@ -127,21 +139,20 @@ def rebuild(
         )
     where = f"run {old.run_id}: its config.yaml"
     try:
+        tracking.check_yaml(text)
         # Unresolved: an interpolation is text here, and asks nothing of this machine.
         values: Any = OmegaConf.to_container(OmegaConf.create(text.decode()), resolve=False)
     except Exception as error:
-        # Whatever the parser of YAML makes of it.
-        raise UserError(f"{where} cannot be read: {' '.join(str(error).split())}") from None
+        # The parser of YAML may raise anything.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{where} cannot be read: {reason}") from None
     if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
         raise UserError(f"{where} is no config of fmnist_lab")
     check_targets(values, allowed, where)
-    values |= {
-        "tracking": {"kind": "local", "uri": store.uri, "experiment": old.experiment},
-        "resume": False,
-        "name": f"{old.name} again",
-    }
-    # Nothing from a store says where to write.
-    values["data"] |= {"cache_dir": None}
+    # Nothing from a store decides where to write.
+    values["data"]["cache_dir"] = None
+    here = {"kind": "local", "uri": store.uri, "experiment": old.experiment}
+    values |= {"tracking": here, "resume": False, "name": f"{old.name} again"}
     try:
         return configs.validate(values)
     except UserError as error:
@@ -154,12 +165,18 @@ def rebuild(
 def check_targets(values: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
     """Refuse a config that would have anything built but what is trusted or allowed.
 
+    Args:
+        values: A config from a store.
+        allowed: Targets beyond `TRUSTED` that may be built.
+        where: The place of the config, for the message.
+
     Raises:
-        UserError: It would.
+        UserError: The config names another target.
     """
     for key, target in _targets(values):
-        trusted = TRUSTED.get(key.partition(".")[0], "")
-        if target not in allowed and not re.fullmatch(trusted, str(target)):
+        group = key.partition(".")[0]
+        trusted = re.fullmatch(TRUSTED.get(group, ""), str(target))
+        if target not in allowed and not trusted and not is_built_in(group, str(target)):
             raise UserError(
                 f"{where} has {key}={target}, which could do anything on this machine; if you "
                 f"know what it does, add --allow {target}"
@@ -169,130 +186,137 @@ def check_targets(values: Mapping[str, Any], allowed: Sequence[str], where: str)
 def with_threads(config: Config, wanted: int | None, recorded: str) -> Config:
     """Return a config with the threads that were asked for, or that a run had, if they are here.
 
-    With the engines of TensorFlow, another number adds the same numbers up in another order.
+    The engines of TensorFlow add the same numbers up in another order with other threads.
+
+    Args:
+        config: A run's config.
+        wanted: The number that was asked for; None: that of the run.
+        recorded: The number that the run had, as its tag says.
     """
-    here = backend.usable_cores()
-    if wanted is None and recorded.isdecimal() and 1 <= int(recorded) <= here:
-        wanted = int(recorded)
+    here, had = runtime.usable_cores(), whole_number(recorded) or 0
+    if wanted is None and 1 <= had <= here:
+        wanted = had
     if wanted is None or (wanted == here and config.trainer.threads is None):
         return config
-    trainer = config.trainer.model_copy(update={"threads": wanted})
-    return configs.validate(config.model_copy(update={"trainer": trainer}).to_dict())
+    values = config.to_dict()
+    values["trainer"]["threads"] = wanted
+    return configs.validate(values)
 
 
-@dataclass(frozen=True)
-class Difference:
+class Difference(NamedTuple):
     """Something in which two runs differ.
 
     Attributes:
-        name: What it is.
-        size: By how much, as a person reads it.
-        where: At which epoch, if it has any.
+        name: A metric, the weights or the predictions.
+        size: The largest difference, as a person reads it.
+        epoch: The epoch of that, if it has one.
     """
 
     name: str
     size: str
-    where: str = ""
+    epoch: str = ""
 
 
 def compare(store: tracking.Store, old: str, new: str) -> list[Difference]:
-    """Return in what two runs, by their ids, differ; nothing if each bit is the same."""
-    found = []
-    names = [tracking.facts(store, each)["metrics"] for each in (old, new)]
-    for name in dict.fromkeys((*names[0], *names[1])):
+    """Return the differences between two runs; none if each bit is the same.
+
+    Args:
+        store: The store of both runs.
+        old: The id of the one.
+        new: The id of the other.
+    """
+    found, runs = [], (old, new)
+    names = [name for run in runs for name in tracking.facts(store, run)["metrics"]]
+    for name in dict.fromkeys(names):
         if name not in NOT_OUTCOMES:
             found += _metric_differs(store, name, old, new)
-    models = [tracking.load_model(f"runs:/{each}/model", store)[0] for each in (old, new)]
-    left, right = ([np.asarray(w) for w in model.get_weights()] for model in models)
-    if [array.shape for array in left] != [array.shape for array in right]:
-        found.append(Difference("weights", "of other shapes"))
-    elif [array.tobytes() for array in left] != [array.tobytes() for array in right]:
-        largest = max(
-            float(np.abs(a.astype(float) - b).max())
-            for a, b in zip(left, right, strict=True)
-            if a.size
-        )
-        found.append(Difference("weights", f"{largest:.3g}"))
-    before, after = (_probabilities(store, each) for each in (old, new))
-    if before.shape != after.shape:
-        found.append(Difference("predictions", "of other shapes"))
-    elif before.tobytes() != after.tobytes():
-        largest = float(np.abs(before.astype(float) - after).max())
-        found.append(Difference("predicted probabilities", f"{largest:.3g}"))
-        changed = int((before.argmax(axis=-1) != after.argmax(axis=-1)).sum())
-        found.append(Difference("predicted labels", f"{changed:,} of {len(before):,}"))
+    from fmnist_lab.models import saved
+
+    uris = (f"runs:/{run}/model" for run in runs)
+    weights = (tracking.load_model(uri, store, saved.load)[0].get_weights() for uri in uris)
+    if apart := _apart(*weights):
+        found.append(Difference("weights", apart))
+    before, after = (tracking.read_predictions(store, run)[0] for run in runs)
+    if apart := _apart([before], [after]):
+        found.append(Difference("predicted probabilities", apart))
+        if before.shape == after.shape:
+            changed = int((before.argmax(axis=-1) != after.argmax(axis=-1)).sum())
+            found.append(Difference("predicted labels", f"{changed:,} of {len(before):,}"))
     return found
 
 
+def _apart(old: Sequence[np.ndarray], new: Sequence[np.ndarray]) -> str:
+    """Return the largest difference between arrays; "" if they are the same, bit for bit."""
+    if [array.shape for array in old] != [array.shape for array in new]:
+        return "of other shapes"
+    pairs = list(zip(old, new, strict=True))
+    if all(one.tobytes() == other.tobytes() for one, other in pairs):
+        return ""
+    return f"{max(np.abs(one.astype(float) - other).max(initial=0) for one, other in pairs):.3g}"
+
+
 def _metric_differs(store: tracking.Store, name: str, old: str, new: str) -> list[Difference]:
+    """Return the largest difference of a metric over the epochs, if it has any."""
     curves = tracking.curves(store, [old, new], name)
     left, right = (
         curves[curves["run_id"] == each].set_index("epoch")["value"] for each in (old, new)
     )
     if list(left.index) != list(right.index):
         return [Difference(name, f"{len(left)} epochs before, {len(right)} now")]
-    if np.array_equal(left.to_numpy(), right.to_numpy(), equal_nan=True):
+    if np.array_equal(left, right, equal_nan=True):
         return []
     apart = (left - right).abs()
     return [Difference(name, f"{apart.max():.3g}", str(apart.idxmax()))]
 
 
-def _probabilities(store: tracking.Store, run_id: str) -> np.ndarray:
-    content = tracking.read_file(store, run_id, "predictions.npz")
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return arrays["probabilities"]
-
-
 def _targets(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yield each `_target_` of a config, at any depth, with its key."""
-    if isinstance(value, Mapping):
-        for name, each in value.items():
-            inner = f"{key}.{name}" if key else str(name)
-            if name == "_target_":
-                yield inner, each
-            yield from _targets(each, inner)
-    elif isinstance(value, (list, tuple)):
-        for number, each in enumerate(value):
-            yield from _targets(each, f"{key}.{number}")
+    listed = dict(enumerate(value)) if isinstance(value, list) else value
+    for name, each in listed.items() if isinstance(listed, dict) else ():
+        inner = f"{key}.{name}" if key else str(name)
+        if name == "_target_":
+            yield inner, each
+        yield from _targets(each, inner)
 
 
 def _warn(console: Console, then: Mapping[str, str], device: Device) -> None:
-    """Say which circumstances are others than those of a run."""
-    from fmnist_lab import provenance
-
-    def shown(tag: str, facts: Mapping[str, str]) -> str:
-        value = facts.get(tag, "unknown")
-        return value[:12] if tag.endswith("commit") else value
-
+    """Show the circumstances that have changed since a run was made, whose tags are given."""
     now = {**provenance.tags(), "device": device.name, "threads": str(device.threads)}
-    rows = [
-        (name, shown(tag, then), shown(tag, now))
-        for tag, name in CIRCUMSTANCES.items()
-        if then.get(tag) != now.get(tag)
-    ]
+    then = {**then, "threads": ", then ".join(resume.values(then, "threads"))}
+    table = Table("different from then", "then", "now", box=None, pad_edge=False)
+    for tag, name in CIRCUMSTANCES.items():
+        values = [facts.get(tag) or "unknown" for facts in (then, now)]
+        if values[0] != values[1]:
+            most = 12 if tag.endswith("commit") else None
+            table.add_row(name, *(escape(value[:most]) for value in values))
     if then.get("git.dirty") == now.get("git.dirty") == "true":
-        rows.append(("uncommitted changes", "some", "perhaps others"))
-    if rows:
-        table = Table("different from then", "then", "now", box=None, pad_edge=False)
-        for row in rows:
-            table.add_row(*map(escape, row))
+        table.add_row("uncommitted changes", "some", "perhaps others")
+    if table.rows:
         console.print(table)
         console.print()
 
 
-def _judge(console: Console, old: tracking.Found, differences: Sequence[Difference]) -> None:
+def _judge(console: Console, old: tracking.RunRef, differences: Sequence[Difference]) -> None:
+    """Say whether a run was reproduced, and show the differences if it was not."""
     console.print()
     if not differences:
-        console.print(
-            f"Identical to run '{escape(old.name)}': metrics of every epoch, weights and "
-            "predictions are the same, bit for bit.",
-            soft_wrap=True,
-        )
+        same = "metrics of every epoch, weights and predictions are the same, bit for bit"
+        console.print(f"Identical to run '{escape(old.name)}': {same}.", soft_wrap=True)
         return
     console.print(f"Not identical to run '{escape(old.name)}', id {old.run_id}:\n", soft_wrap=True)
     table = Table("what", "largest difference", "at epoch", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for each in differences:
-        table.add_row(each.name, each.size, each.where)
+        table.add_row(*each)
     console.print(table)
+
+
+def _on_engines(then: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Return a sentence on the engines of two runs, whose tags are given; "" if they are one."""
+    engines, engine = resume.values(then, "engine"), now["engine"]
+    # Runs of earlier versions do not say which one they had.
+    if engines in ([""], [engine]):
+        return ""
+    gone = "" if engines[-1] == engine else ", which is not here"
+    return f"It was trained by the {', then '.join(engines)} engine{gone}; now by {engine}."

@@ -1,18 +1,18 @@
-"""`sync`: what a store has missed while it was away."""
+"""`sync`: the events that a store has missed while it was away."""
 
 from __future__ import annotations
 
 from fmnist_lab import tracking
-from fmnist_lab.console import count
 from fmnist_lab.errors import reported
+from fmnist_lab.texts import counted
 
 
 def sync(*, store: str | None = None) -> None:
-    """Send what runs have kept on this machine while their store was away.
+    """Send the events that runs have kept on this machine while their store was away.
 
-    Nothing is doubled, however often it is sent. A finished run's folder in mlruns/unfinished is
-    then removed; an interrupted one's stays, for resume=true. The exit code is 1 if something could
-    not be sent.
+    Nothing is doubled, however often it is sent. The folder of a finished run in mlruns/unfinished
+    is then removed; that of an interrupted run stays for resume=true. The exit code is 1 if
+    something could not be sent.
 
     Args:
         store: MLflow's tracking URI; left out, every store that something here waits for.
@@ -32,8 +32,8 @@ def sync(*, store: str | None = None) -> None:
 
 
 def _told(sent: tracking.Sent, uri: str) -> str:
-    """Return what became of a run's folder."""
-    said = f"Run '{sent.name}', id {sent.run_id}: {count(sent.events, 'event')} sent to {uri}"
+    """Return the sentence that tells what became of a run's folder."""
+    said = f"Run '{sent.name}', id {sent.run_id}: {counted(sent.events, 'event')} sent to {uri}"
     if sent.problem:
         return f"{said}; the rest waits, as it did not take them: {sent.problem}"
     if sent.status == "FINISHED":

@@ -1,9 +1,8 @@
-"""`ui`: MLflow's own interface, with links to what was asked for."""
+"""`ui`: MLflow's own interface, with links to a sweep or a run."""
 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,9 +15,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from fmnist_lab import signals, tracking
+from fmnist_lab import tracking
 from fmnist_lab.errors import UserError, reported
-from fmnist_lab.runs.selection import Experiment
+from fmnist_lab.system import signals
 
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 60
@@ -29,28 +28,29 @@ def ui(
     /,
     *,
     store: str | None = None,
-    experiment: Experiment = tracking.DEFAULT_EXPERIMENT,
+    experiment: str | None = None,
     port: int | None = None,
     open_browser: Annotated[bool, Parameter(name="--open")] = False,
 ) -> None:
-    """Start MLflow's UI on this machine and print links that show what was asked for.
+    """Start MLflow's UI on this machine and print links to a sweep, a run or all runs.
 
     Args:
         run: A sweep or run to link directly: its id, the beginning of its id, or its name.
         store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
-        experiment: The experiment to be linked.
-        port: Where to listen; left out, 5000 or the next free port.
+        experiment: The experiment to link; left out, MLflow's $MLFLOW_EXPERIMENT_NAME or
+            $MLFLOW_EXPERIMENT_ID, or fmnist_lab.
+        port: The port to listen on; left out, 5000 or the next free port.
         open_browser: Open the first link in the browser.
     """
     with reported():
         place = tracking.Store.locate(store, for_writing=False)
+        experiment = tracking.experiment_name(place, experiment)
         links = tracking.links(place, experiment, run)
         if place.database is None and place.uri.startswith("http"):
             _show(place.uri.rstrip("/"), links, open_browser)
             return
         chosen = port or free_port()
-        signal.signal(signal.SIGTERM, signals.terminate)
-        with tempfile.TemporaryFile() as notes:
+        with signals.handled(signals.terminate), tempfile.TemporaryFile() as notes:
             server = serve(place, chosen, notes.fileno())
             try:
                 wait_until_it_answers(server, chosen, notes.fileno())
@@ -63,20 +63,17 @@ def ui(
 
 
 def serve(store: tracking.Store, port: int, notes: int) -> subprocess.Popen[bytes]:
-    """Start the server with a single worker and no job runners: a quarter of the memory."""
-    options = {
-        "backend-store-uri": store.uri,
-        "host": HOST,
-        "port": str(port),
-        "workers": "1",
-    }
-    if store.artifacts:
-        options["default-artifact-root"] = store.artifacts.as_uri()
+    """Start MLflow's server with one worker and no job runners, in a quarter of the memory.
+
+    Args:
+        store: The store to be shown.
+        port: The port to listen on.
+        notes: A file descriptor for the server's output.
+    """
+    server = [sys.executable, "-m", "mlflow", "server", f"--host={HOST}", f"--port={port}"]
+    files = [f"--default-artifact-root={store.artifacts.as_uri()}"] if store.artifacts else []
     return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "mlflow", "server"),
-            *(word for name, value in options.items() for word in (f"--{name}", value)),
-        ],
+        [*server, "--workers=1", f"--backend-store-uri={store.uri}", *files],
         env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=notes,
         stderr=notes,
@@ -84,10 +81,15 @@ def serve(store: tracking.Store, port: int, notes: int) -> subprocess.Popen[byte
 
 
 def wait_until_it_answers(server: subprocess.Popen[bytes], port: int, notes: int) -> None:
-    """Wait until a server answers, whose output goes to a file's descriptor `notes`.
+    """Wait until MLflow's server answers.
+
+    Args:
+        server: The server's process.
+        port: The port that it listens on.
+        notes: The file descriptor of its output.
 
     Raises:
-        UserError: It has ended, or takes more than a minute.
+        UserError: The server has ended, or takes more than a minute.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
@@ -113,7 +115,7 @@ def free_port(first: int = 5000) -> int:
     """Return the first port of this machine, of a hundred, that nothing listens on.
 
     Raises:
-        UserError: There is none.
+        UserError: No such port is free.
     """
     for port in range(first, first + 100):
         with socket.socket() as probe:

@@ -1,110 +1,113 @@
-"""What is kept with a run, and read again: its model, its files, its facts."""
+"""The facts and files of a run, read from the store."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from fmnist_lab.errors import UserError
-from fmnist_lab.tracking.store import Store, client_of, use
+from fmnist_lab.system import durable
+from fmnist_lab.texts import line, lines
+from fmnist_lab.tracking import bounds
+from fmnist_lab.tracking.client import client_of
+from fmnist_lab.tracking.failures import Kind, asks, kind, reason, refused
+from fmnist_lab.tracking.store import Store
 
-if TYPE_CHECKING:
-    import keras
-
-
-def load_model(uri: str, store: Store) -> tuple[keras.Model, tuple[str, ...] | None]:
-    """Reload a logged Keras model in Keras' safe mode, which runs no code from the file.
-
-    Args:
-        uri: runs:/RUN_ID/model, models:/NAME/VERSION or a folder.
-        store: The store that the first two refer to.
-
-    Returns:
-        The model, and the names of its classes if they were logged with it.
-
-    Raises:
-        UserError: There is no such model, or it is no Keras model.
-    """
-    import mlflow.artifacts
-    import mlflow.keras
-
-    # Keras knows our own layer, which a file may name, only once it was defined.
-    import fmnist_lab.models  # noqa: F401
-
-    use(store)
-    try:
-        # Asking a database that does not exist would create it.
-        if store.database and not store.database.exists() and not Path(uri).exists():
-            raise FileNotFoundError(f"there is no store {store.database}")
-        with tempfile.TemporaryDirectory() as place:
-            folder = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=place)
-            description = mlflow.models.Model.load(folder)
-            _check_description(description.flavors)
-            model = mlflow.keras.load_model(folder)
-            metadata = description.metadata or {}
-    except Exception as error:
-        # Whatever the parsers of YAML, zip files, HDF5 and Keras' configs make of a damaged one.
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"the model '{uri}' cannot be loaded as a Keras model: {reason}; "
-            "expected runs:/RUN_ID/model, models:/NAME/VERSION or a folder that MLflow wrote"
-        ) from None
-    names = metadata.get("class_names")
-    return model, tuple(names) if names else None
-
-
-def _check_description(flavors: Mapping[str, Any]) -> None:
-    """Refuse an MLmodel file that asks for more than one Keras file beside it, read in safe mode.
-
-    Raises:
-        ValueError: It names code of its own, another kind of file, or one elsewhere.
-    """
-    ours = flavors.get("keras")
-    if not isinstance(ours, Mapping):
-        raise ValueError(f"its MLmodel describes {', '.join(map(str, flavors)) or 'nothing'}")
-    loader = flavors.get("python_function", {}).get("loader_module", "mlflow.keras")
-    if loader != "mlflow.keras":
-        raise ValueError(f"its MLmodel has the module {loader} load it, which could do anything")
-    for name, flavor in flavors.items():
-        if flavor.get("code"):
-            raise ValueError(f"its MLmodel brings code along, {name}.code={flavor['code']}")
-    if ours.get("save_exported_model"):
-        raise ValueError("its MLmodel asks for an exported graph, which has no safe mode")
-    file = PurePath(str(ours.get("data", "")))
-    if file.is_absolute() or ".." in file.parts:
-        raise ValueError(f"its MLmodel points out of its folder, to {file}")
+PREDICTIONS = "predictions.npz"
 
 
 def origin(uri: str) -> dict[str, str]:
-    """Return a tag that names the run a model came from, where its URI tells."""
+    """Return a tag that names the run of a model, where the model's URI tells."""
     parts = uri.removeprefix("runs:/").split("/")
     return {"evaluated_run": parts[0]} if uri.startswith("runs:/") else {}
 
 
+@asks
 def facts(store: Store, run_id: str) -> dict[str, dict[str, Any]]:
-    """Return a run's `tags`, `params` and last `metrics`."""
+    """Return a run's `tags`, `params` and last `metrics`, texts without control characters."""
     data = client_of(store).get_run(run_id).data
-    return {"tags": data.tags, "params": data.params, "metrics": data.metrics}
+    tags, params = (
+        {line(name): lines(value) for name, value in each.items()}
+        for each in (data.tags, data.params)
+    )
+    return {"tags": tags, "params": params, "metrics": data.metrics}
 
 
-def read_file(store: Store, run_id: str, file: str) -> bytes:
+def read_file(store: Store, run_id: str, file: str, most: int = bounds.MOST_TEXT) -> bytes:
     """Return a file that was kept with a run.
 
+    Args:
+        store: Where the run is.
+        run_id: The run's id.
+        file: The file's name.
+        most: How many bytes the file may have.
+
     Raises:
-        UserError: The run has no such file, or it is out of reach.
+        UserError: The run has no such file, or the file is out of reach or too large.
     """
-    import mlflow.artifacts
     from mlflow.exceptions import MlflowException
 
-    use(store)
+    try:
+        root = client_of(store).get_run(run_id).info.artifact_uri
+        folder = durable.local_path(root)
+        if folder is not None:
+            # MLflow would copy the whole file, even one without an end.
+            return _read_at_most(folder / file, most)
+        return _fetch_at_most(f"{root}/{file}", file, most)
+    except (MlflowException, OSError, ValueError) as error:
+        if kind(error) in (Kind.AWAY, Kind.DISK):
+            raise refused(store, error) from error
+        raise UserError(f"run {run_id} has no {file} to be read: {reason(error)}") from None
+
+
+def _read_at_most(path: Path, most: int) -> bytes:
+    if not path.is_file():
+        raise ValueError(f"{path} is {'no file' if path.exists() else 'not there'}")
+    with path.open("rb") as stream:
+        content = stream.read(most + 1)
+    if len(content) > most:
+        raise ValueError(
+            f"{path} has {path.stat().st_size:,} bytes, expected no more than {most:,}"
+        )
+    return content
+
+
+def _fetch_at_most(uri: str, file: str, most: int) -> bytes:
+    import mlflow.artifacts
+
+    listed = mlflow.artifacts.list_artifacts(artifact_uri=uri.removesuffix(f"/{file}"))
+    sizes = [each.file_size or 0 for each in listed if each.path == file]
+    if sizes and sizes[0] > most:
+        raise ValueError(f"it has {sizes[0]:,} bytes, expected no more than {most:,}")
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = mlflow.artifacts.download_artifacts(
-                run_id=run_id, artifact_path=file, dst_path=folder
+        path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
+        return _read_at_most(Path(path), most)
+
+
+def read_predictions(store: Store, run_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the predictions of a run's model for the test set.
+
+    Returns:
+        Probabilities, shape (images, classes), and the true labels, shape (images,).
+
+    Raises:
+        UserError: The run has no predictions, or their file is damaged.
+    """
+    content = read_file(store, run_id, PREDICTIONS, bounds.MOST_ARRAYS)
+    try:
+        probabilities, labels = bounds.read_arrays(content, "probabilities", "labels")
+        shapes = f"{probabilities.dtype} {probabilities.shape}, {labels.dtype} {labels.shape}"
+        if (
+            (probabilities.dtype.kind, probabilities.ndim) != ("f", 2)
+            or (labels.dtype.kind not in "iu" or labels.shape != probabilities.shape[:1])
+            or 0 in probabilities.shape
+        ):
+            raise ValueError(
+                f"its arrays are {shapes}, expected probabilities (images, classes) and labels"
             )
-            return Path(path).read_bytes()
-        except (MlflowException, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"run {run_id} has no {file} to be read: {reason}") from None
+    except ValueError as error:
+        raise UserError(f"run {run_id}: its {PREDICTIONS} is damaged: {error}") from None
+    return probabilities, labels

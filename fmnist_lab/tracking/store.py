@@ -1,30 +1,28 @@
-"""Where runs are kept: the store, found and checked, and the way MLflow is entered."""
+"""The store: where it is, and whether it can be used."""
 
 from __future__ import annotations
 
-import logging
+import errno
 import os
+import posixpath
+import re
+import shlex
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 from filelock import FileLock
 
-from fmnist_lab.errors import UserError
-
-# Telemetry would call out, and a printed URL is http://…/#/experiments/… without its UI running.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# The default, 7 retries with growing pauses, keeps a client waiting for four minutes; we have
-# retries of our own.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+from fmnist_lab import compat
+from fmnist_lab.errors import ELSEWHERE, FULL_DISK, UserError, cannot_write, permission
+from fmnist_lab.system import durable
+from fmnist_lab.tracking.client import LOCK_SECONDS, asking, client_of, quiet_mlflow
+from fmnist_lab.tracking.failures import is_outage, refused, restoring, translated
 
 DEFAULT_EXPERIMENT = "fmnist_lab"
 REMOTE_SCHEMES = ("http", "https", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
@@ -32,13 +30,13 @@ REMOTE_SCHEMES = ("http", "https", "postgresql", "mysql", "mssql", "databricks",
 
 @dataclass(frozen=True)
 class Store:
-    """A place for runs, found and checked but not opened.
+    """A place for runs that was found and checked, but not opened.
 
     Attributes:
         uri: MLflow's tracking URI; a SQLite path in it is absolute.
         database: The SQLite file, or None for a server or another database.
-        artifacts: Folder for the files of runs, or None where the server decides.
-        unfinished: Folder on this machine for what runs keep until they are finished.
+        artifacts: The folder for the files of runs, or None where the server decides.
+        unfinished: The folder on this machine for the journals of runs.
     """
 
     uri: str
@@ -48,7 +46,7 @@ class Store:
 
     @property
     def shared(self) -> Path:
-        """Folder on this machine for what the jobs of a sweep leave for each other."""
+        """The folder on this machine for the checkpoints that the jobs of a sweep share."""
         return self.unfinished.with_name("sweeps")
 
     @classmethod
@@ -63,7 +61,7 @@ class Store:
             UserError: MLflow cannot use the URI, or the place cannot be written to.
         """
         uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-        scheme = urlsplit(uri).scheme.partition("+")[0]
+        scheme = uri.partition(":")[0].partition("+")[0].lower() if ":" in uri else ""
         if scheme in ("", "file"):
             raise UserError(
                 f"tracking.uri: received '{uri}', a folder, which MLflow no longer accepts as a "
@@ -72,8 +70,8 @@ class Store:
             )
         if scheme in REMOTE_SCHEMES:
             return cls(uri, None, None, Path.cwd() / "mlruns" / "unfinished")
-        path = uri.removeprefix("sqlite:///")
-        if scheme != "sqlite" or path in (uri, "", ":memory:"):
+        path = uri.partition(":///")[2]
+        if scheme != "sqlite" or path in ("", ":memory:"):
             raise UserError(
                 f"tracking.uri: received '{uri}', expected a SQLite file, a server or a database, "
                 "for example sqlite:///mlflow.db, http://127.0.0.1:5000 or "
@@ -81,144 +79,204 @@ class Store:
             )
         database = Path(unquote(path)).absolute()
         artifacts = database.parent / "mlruns"
+        store = cls(_sqlite_uri(database), database, artifacts, artifacts / "unfinished")
         if for_writing:
-            _check_writable(database, artifacts)
-        return cls(
-            f"sqlite:///{quote(str(database))}", database, artifacts, artifacts / "unfinished"
-        )
+            _check_writable(store, database, artifacts)
+        return store
 
-    def open(self, experiment: str) -> str:
-        """Create what is missing, for any number of processes at once; return the experiment id.
+    def is_there(self) -> bool:
+        """Return whether the store exists; a server is supposed to."""
+        return self.database is None or self.database.exists()
+
+    def is_at(self, uri: str) -> bool:
+        """Return whether a URI, as this version or an earlier one noted it, is this store's.
+
+        Args:
+            uri: A tracking URI whose path is absolute.
+        """
+        try:
+            return bool(uri) and Store.locate(uri, for_writing=False).uri == self.uri
+        except UserError:
+            return False
+
+    def is_found_here(self) -> bool:
+        """Return whether a program that is started in this folder finds the store by itself."""
+        try:
+            return Store.locate(for_writing=False).uri == self.uri
+        except (UserError, OSError):
+            return False
+
+    def command(self, *words: str) -> str:
+        """Return the command line of a program of ours that finds this store, ready to be pasted.
+
+        It names the store, by `--store`, unless the program finds the store by itself.
+
+        Args:
+            words: The program's name and what follows it: "runs", "list".
+        """
+        named = [] if self.is_found_here() else ["--store", self.uri]
+        return shlex.join(["python", "-m", f"fmnist_lab.{words[0]}", *words[1:], *named])
+
+    def open(self, experiment: str | None) -> str:
+        """Create the store if it is missing, and return the id of an experiment of it.
+
+        Any number of processes may do so at once.
+
+        Args:
+            experiment: MLflow's experiment; None: see `experiment_name`.
 
         Raises:
-            UserError: The store cannot be reached or is not one.
+            UserError: The store cannot be reached, or is no store.
         """
         quiet_mlflow()
-        from mlflow.exceptions import MlflowException
+        with translated(self, resumable=True):
+            if self.database is None or self.artifacts is None:
+                name = experiment_name(self, experiment)
+                return self._experiment(client_of(self), name, None)
+            # Several processes that create one database at once would break it for good.
+            with FileLock(self.artifacts / ".store.lock"):
+                for left in self.artifacts.glob(".new-*"):
+                    # A process was ended while it made the database.
+                    shutil.rmtree(left, ignore_errors=True)
+                if not self.database.exists():
+                    self._create_database(self.database, self.artifacts)
+                name = experiment_name(self, experiment)
+                folder = self.artifacts / _folder_name(name)
+                if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+                    # The folder is another user's, in a shared store.
+                    raise cannot_write(folder, PermissionError(errno.EACCES, "Permission denied"))
+                return self._experiment(client_of(self), name, folder)
 
-        try:
-            if self.database is not None and self.artifacts is not None:
-                # Several creating one database at once would break it for good.
-                with FileLock(self.artifacts / ".store.lock"):
-                    if not self.database.exists():
-                        self._create_database(self.database, self.artifacts)
-                    return self._experiment(
-                        client_of(self), experiment, self.artifacts / experiment
-                    )
-            return self._experiment(client_of(self), experiment, None)
-        except MlflowException as error:
-            raise refused(self, error) from error
-
-    @staticmethod
-    def _experiment(client: Any, name: str, artifacts: Path | None) -> str:
+    def _experiment(self, client: Any, name: str, artifacts: Path | None) -> str:
         from mlflow.exceptions import MlflowException
 
         found = client.get_experiment_by_name(name)
         if found is None:
             try:
                 location = artifacts.as_uri() if artifacts else None
-                return client.create_experiment(name, artifact_location=location)
+                return str(client.create_experiment(name, artifact_location=location))
             except MlflowException:
                 # Another client of a server may have been quicker.
                 found = client.get_experiment_by_name(name)
                 if found is None:
                     raise
-        if found.lifecycle_stage != "active":
-            raise UserError(
-                f"tracking.experiment: '{name}' was deleted from the store; restore it in "
-                "MLflow's UI or choose another name, for example tracking.experiment=second"
-            )
-        return found.experiment_id
+        check_active(self, found)
+        return str(found.experiment_id)
 
     @staticmethod
     def _create_database(database: Path, artifacts: Path) -> None:
-        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-        for left in artifacts.glob(".new-*"):
-            # By a process that was killed in here; the lock is ours.
-            shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=artifacts, prefix=".new-") as folder:
             half_made = Path(folder) / "mlflow.db"
-            store = SqlAlchemyStore(f"sqlite:///{quote(str(half_made))}", artifacts.as_uri())
-            store.engine.dispose()
-            half_made.replace(database)
+            compat.make_mlflow_database(_sqlite_uri(half_made), artifacts.as_uri())
+            # SQLite keeps a group from writing, whatever the umask permits.
+            usual = half_made.with_name("usual")
+            usual.touch()
+            shutil.copymode(usual, half_made)
+            durable.replace(half_made, database)
 
 
-def refused(store: Store, error: Exception) -> UserError:
-    """Return what kept MLflow from a store as our one sentence."""
-    reason = " ".join(str(error).split())
-    # MLflow's client gives the number in its text alone.
-    if "error code 401" in reason:
-        user = os.environ.get("MLFLOW_TRACKING_USERNAME")
-        received = f"user '{user}' and a password" if user else "no user name"
-        return UserError(
-            f"the store {store.uri} does not let you in: received {received}, expected yours as "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment"
+def _folder_name(experiment: str) -> str:
+    """Return the name of an experiment's folder below `mlruns`, which leads nowhere else."""
+    path = PurePath(experiment)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        return quote(experiment, safe=" ").replace(".", "%2E")
+    return experiment
+
+
+def _sqlite_uri(database: Path) -> str:
+    """Return the URI of a SQLite file, by which MLflow finds it and makes no other folder.
+
+    MLflow makes the folder that a URI of "sqlite:///" names, but reads the folder's name as it is
+    written: "a%20b" beside "a b". It makes no folder for a URI with the driver's name.
+    """
+    path = str(database)
+    scheme = "sqlite" if quote(path) == path else "sqlite+pysqlite"
+    return f"{scheme}:///{quote(path)}"
+
+
+def experiment_name(store: Store, experiment: str | None) -> str:
+    """Return an experiment's name: the given one, that of MLflow's environment, or ours.
+
+    Args:
+        store: The store.
+        experiment: The name; None: MLFLOW_EXPERIMENT_NAME, or the name of MLFLOW_EXPERIMENT_ID,
+            or `DEFAULT_EXPERIMENT`.
+
+    Raises:
+        UserError: MLFLOW_EXPERIMENT_ID is no experiment of the store.
+    """
+    named = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    number = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    if named or not number or not store.is_there():
+        return named or DEFAULT_EXPERIMENT
+    with asking(store) as client:
+        known = {each.experiment_id: each.name for each in client.search_experiments()}
+    if number not in known:
+        expected = ", ".join(f"{key} ({name})" for key, name in list(known.items())[:10])
+        raise UserError(
+            f"MLFLOW_EXPERIMENT_ID: received '{number}', expected one of the store {store.uri}: "
+            f"{expected}; or give tracking.experiment=NAME"
         )
-    if "error code 403" in reason:
-        return UserError(
-            f"the store {store.uri} does not permit this to user "
-            f"'{os.environ.get('MLFLOW_TRACKING_USERNAME', '')}'; choose an experiment of your "
-            "own, for example tracking.experiment=mine, or ask who keeps the server"
-        )
-    return UserError(f"the store {store.uri} cannot be used: {reason}")
+    return str(known[number])
 
 
-@contextmanager
-def asking(store: Store) -> Iterator[Any]:
-    """Yield a client; a store that does not answer or let us in becomes a `UserError`."""
-    client = client_of(store)
+def surrounding_run(client: Any) -> dict[str, str]:
+    """Return the tag of a run within the run of MLFLOW_RUN_ID, which `mlflow run` has begun."""
     from mlflow.exceptions import MlflowException
 
+    run_id = os.environ.get("MLFLOW_RUN_ID")
+    if not run_id:
+        return {}
     try:
-        yield client
-    except MlflowException as error:
-        raise refused(store, error) from error
+        client.get_run(run_id)
+    except MlflowException:
+        # The run is another store's, or gone.
+        return {}
+    return {"mlflow.parentRunId": run_id}
 
 
-def client_of(store: Store) -> Any:
-    """Return a client of a store, which MLflow's functions then use as well."""
-    use(store)
-    return quiet_mlflow().MlflowClient()
+def check_active(store: Store, experiment: Any) -> None:
+    """Refuse an experiment of MLflow that was deleted.
+
+    Args:
+        store: The store.
+        experiment: MLflow's experiment.
+
+    Raises:
+        UserError: The experiment was deleted.
+    """
+    if experiment.lifecycle_stage != "active":
+        raise UserError(
+            f"tracking.experiment: '{experiment.name}' was deleted from the store {store.uri}; "
+            "choose another name, for example tracking.experiment=second, or restore it with its "
+            f"runs: {restoring(store, experiment=experiment.experiment_id)}"
+        )
 
 
-def use(store: Store) -> None:
-    """Have MLflow's functions use a store, without opening it."""
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    quiet_mlflow().set_tracking_uri(store.uri)
-    # MLflow has put it into the environment as well, where the next store is looked for.
-    if before is None:
-        os.environ.pop("MLFLOW_TRACKING_URI", None)
-    else:
-        os.environ["MLFLOW_TRACKING_URI"] = before
+def is_metric(name: str) -> bool:
+    """Return whether MLflow takes a name for a metric, without importing it."""
+    plain = re.fullmatch(r"[\w.\- :/]{1,250}", name) and not name.startswith(("/", ".."))
+    return bool(plain) and name == posixpath.normpath(name) != "."
 
 
-def quiet_mlflow() -> Any:
-    """Return MLflow, imported only where it is needed: on the writing thread."""
-    import mlflow
-
-    # Its remarks on databases and artifacts would break into our lines.
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    # It also prints what it raises, with a traceback; we say it ourselves, if it matters.
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    return mlflow
-
-
-def _check_writable(database: Path, artifacts: Path) -> None:
-    """Refuse a store that training would end in vain for."""
+def _check_writable(store: Store, database: Path, artifacts: Path) -> None:
+    """Refuse a store that could not keep a training."""
     try:
-        artifacts.mkdir(parents=True, exist_ok=True)
+        durable.make_folder(artifacts)
         with tempfile.TemporaryFile(dir=artifacts):
             pass
         if database.exists():
-            with closing(sqlite3.connect(database, timeout=30)) as connection:
+            with closing(sqlite3.connect(database, timeout=LOCK_SECONDS)) as connection:
                 connection.execute("pragma user_version").fetchone()
                 if not os.access(database, os.W_OK):
                     raise PermissionError(13, "Permission denied")
     except (OSError, sqlite3.Error) as error:
+        if isinstance(error, sqlite3.Error) and is_outage(error):
+            raise refused(store, error) from None
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            raise cannot_write(database, error) from None
         raise UserError(
-            f"the store {database} cannot be written: {error}; choose another place, for example "
-            "tracking.uri=sqlite:////tmp/mlflow.db, or none with tracking=none"
+            f"the store {database} cannot be written: {error}; "
+            f"{permission(database if database.exists() else artifacts)}choose another place, for "
+            f"example {ELSEWHERE}, or none with tracking=none"
         ) from None

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fmnist_lab import compat
 from fmnist_lab.errors import UserError
-from fmnist_lab.tracking.heal import HERE_TAG, heal, is_delivered_later, is_going_on, this_process
-from fmnist_lab.tracking.query import Found, curves, member_tag, members, members_of
-from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, Store, quiet_mlflow
+from fmnist_lab.system import durable
+from fmnist_lab.texts import lines, whole_number
+from fmnist_lab.tracking import orphans, query, tables
+from fmnist_lab.tracking.client import client_of
+from fmnist_lab.tracking.events import Status
+from fmnist_lab.tracking.failures import asks, translated
+from fmnist_lab.tracking.files import ABOVE, settle, sync_store
+from fmnist_lab.tracking.store import Store, experiment_name, surrounding_run
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def best_mean(metric: str) -> str:
+    """Return the metric of a parent run that holds the mean of the sweep's best setting."""
+    return f"sweep/best_mean/{metric.replace('/', '_')}"
 
 
 @dataclass(frozen=True)
@@ -22,15 +33,15 @@ class Progress:
     """How far a job has come.
 
     Attributes:
-        job: Its number in the sweep.
-        name: Its run's name.
-        status: MLflow's: RUNNING, FINISHED, FAILED, KILLED.
+        job: The job's number in the sweep.
+        name: The name of the job's run.
+        status: The run's state.
         epoch: The last epoch that is in the store, or 0.
-        epochs: How many there will be, or 0 if that is not known yet.
-        metrics: Last values.
-        seconds: From start to end; 0 while it runs.
-        failure: Why it failed, or "".
-        ended: When it ended, in milliseconds since 1970; 0 while it runs.
+        epochs: How many epochs there will be, or 0 if that is not known yet.
+        metrics: The last value of each metric.
+        seconds: The time from start to end; 0 while the job runs.
+        failure: Why the job failed, or "".
+        ended: When the job ended, in milliseconds since 1970; 0 while it runs.
     """
 
     job: int
@@ -49,10 +60,10 @@ class SweepRun:
     """The parent run of a sweep, as any process may hold it.
 
     Attributes:
-        store: Where it is.
-        experiment: MLflow's experiment, by name.
-        experiment_id: The same by id.
-        id: The parent run.
+        store: The store of the parent run.
+        experiment: The name of MLflow's experiment.
+        experiment_id: The experiment's id.
+        id: The parent run's id.
         continued: Whether an earlier command has opened it.
     """
 
@@ -76,162 +87,170 @@ class SweepRun:
         """Make a parent run, or with `resume` take the newest one of the same tag `sweep.hash`.
 
         Args:
-            store: Where.
-            experiment: MLflow's experiment, by name; None: ours.
-            name: What a new run is called.
-            tags: A new run's.
-            resume: Whether to go on with an earlier one.
-            here: Whether the jobs are done by this process and its children, so that it will
-                learn how each ends.
+            store: The store.
+            experiment: The name of MLflow's experiment; None: see `experiment_name`.
+            name: The name of a new run.
+            tags: The tags of a new run.
+            resume: Whether to go on with an earlier sweep.
+            here: Whether this process and its children do the jobs, so that this process learns
+                how each job ends.
 
         Raises:
-            UserError: The store cannot be used, or that sweep is in progress.
+            UserError: The store cannot be used, or the earlier sweep is in progress.
         """
-        experiment = experiment or DEFAULT_EXPERIMENT
-        experiment_id = store.open(experiment)
-        client = _client(store)
-        process = {**this_process(), HERE_TAG: str(here).lower()}
-        if resume:
-            same = f"tags.`sweep.hash` = '{tags['sweep.hash']}'"
-            newest = ["attributes.start_time DESC"]
-            found = client.search_runs([experiment_id], same, order_by=newest, max_results=1)
-            if found and is_going_on(found[0]):
-                raise UserError(
-                    f"resume: sweep '{found[0].info.run_name}' ({found[0].info.run_id}) of this "
-                    "very command is in progress; wait for it, or stop it first"
-                )
-            if found:
-                # What its process has left RUNNING is not what this one will look after.
-                heal(store)
-                client.update_run(found[0].info.run_id, status="RUNNING")
-                for key, value in process.items():
-                    client.set_tag(found[0].info.run_id, key, value)
-                return cls(store, experiment, experiment_id, found[0].info.run_id, True)
-        run = client.create_run(experiment_id, run_name=name, tags={**tags, **process})
-        return cls(store, experiment, experiment_id, run.info.run_id)
+        with translated(store, resumable=True):
+            experiment_id = store.open(experiment)
+            experiment = experiment_name(store, experiment)
+            client = client_of(store, current=False)
+            process = {**orphans.this_process(), orphans.HERE_TAG: str(here).lower()}
+            if resume:
+                same = f"tags.`sweep.hash` = '{tags['sweep.hash']}'"
+                newest = ["attributes.start_time DESC"]
+                found = client.search_runs([experiment_id], same, order_by=newest, max_results=1)
+                if found and orphans.is_going_on(found[0]):
+                    raise UserError(
+                        f"resume: sweep '{found[0].info.run_name}' ({found[0].info.run_id}) of "
+                        "this very command is in progress; wait for it, or stop it first"
+                    )
+                if found:
+                    # The runs that its process has left RUNNING are none of this one's.
+                    orphans.heal(store)
+                    client.update_run(found[0].info.run_id, status="RUNNING")
+                    for key, value in process.items():
+                        client.set_tag(found[0].info.run_id, key, value)
+                    return cls(store, experiment, experiment_id, found[0].info.run_id, True)
+            tags = {**surrounding_run(client), **tags, **process}
+            run = client.create_run(experiment_id, run_name=name, tags=tags)
+            return cls(store, experiment, experiment_id, run.info.run_id)
 
+    @asks
     def progress(self, since: int) -> list[Progress]:
         """Return the members that run, and those that ended at or after a time (ms since 1970)."""
-        client = _client(self.store)
+        client = client_of(self.store, current=False)
         return [
-            self._progress(run)
+            self._progress(run, number)
             for state in ("attributes.status = 'RUNNING'", f"attributes.end_time >= {since}")
-            for run in self._search(client, f"{members_of(self.id)} and {state}")
+            for run in self._search(client, f"{query.members_of(self.id)} and {state}")
+            if (number := whole_number(run.data.tags.get(query.member_tag(self.id)))) is not None
         ]
 
+    @asks
     def keep_log(
         self, job: int, name: str, log: Path, began: int, failure: str, source: Mapping[str, str]
     ) -> None:
         """Keep a job's log with its run, and record a failure that came before there was a run.
 
         Args:
-            job: Its number.
-            name: What a run is called that has to be made.
+            job: The job's number.
+            name: The name of a run that has to be made.
             log: The text file; gone afterwards.
-            began: When the job began, or its sweep, in milliseconds since 1970.
-            failure: Why it failed, or "".
-            source: Tags of a run that has to be made.
+            began: When the job or its sweep began, in milliseconds since 1970.
+            failure: Why the job failed, or "".
+            source: The tags of a run that has to be made.
         """
-        client = _client(self.store)
-        tag = f"tags.`{member_tag(self.id)}` = '{job:05d}'"
-        runs = self._search(client, tag)
+        client = client_of(self.store, current=False)
+        mark = {query.member_tag(self.id): f"{job:05d}"}
+        runs = self._search(client, f"tags.`{query.member_tag(self.id)}` = '{job:05d}'")
         mine = [
             run
             for run in runs
-            if run.info.status == "FINISHED" or (run.info.end_time or 0) >= began
+            if run.info.status == Status.FINISHED or (run.info.end_time or 0) >= began
         ]
-        running = [run for run in runs if run.info.status == "RUNNING"]
-        stale = [run for run in running if not is_delivered_later(run)]
-        for run in stale:
-            # Left by a worker that is no more; a job is over once, on one worker.
-            if failure:
-                client.set_tag(run.info.run_id, "failure", failure)
-            client.set_terminated(run.info.run_id, "FAILED" if failure else "KILLED")
+        running = [run for run in runs if run.info.status == Status.RUNNING]
+        # A worker that is no more has left them; a job is over once, on one worker.
+        self._end(client, running, Status.FAILED if failure else Status.KILLED, failure)
         if failure and not (mine or running):
-            tags = {
-                **source,
-                "job": "train",
-                "failure": failure,
-                "mlflow.parentRunId": self.id,
-                member_tag(self.id): f"{job:05d}",
-            }
+            tags = {**source, **mark, "job": "train", "mlflow.parentRunId": self.id}
             mine = [client.create_run(self.experiment_id, run_name=name, tags=tags)]
-            client.set_terminated(mine[0].info.run_id, "FAILED")
+            self._end(client, mine, Status.FAILED, failure)
+        for run in mine if failure else []:
+            # The run has ended in order, perhaps without a word.
+            if run.info.status not in ("FINISHED", "RUNNING") and not run.data.tags.get("failure"):
+                client.set_tag(run.info.run_id, "failure", failure)
         for run in (mine or running)[:1]:
             if log.exists() and log.stat().st_size:
                 client.log_artifact(run.info.run_id, str(log))
+                if place := durable.local_path(run.info.artifact_uri):
+                    durable.sync_tree(place, ABOVE)
         log.unlink(missing_ok=True)
 
+    @asks
     def end_members(self, status: str, failure: str = "") -> None:
-        """Mark the members that still seem to run, after all workers have ended."""
-        client = _client(self.store)
-        for run in self._search(client, f"{members_of(self.id)} and attributes.status = 'RUNNING'"):
-            if is_delivered_later(run):
+        """Mark the members that still seem to run, after all workers have ended.
+
+        Args:
+            status: Their state from now on.
+            failure: Why they have ended, or "".
+        """
+        client = client_of(self.store, current=False)
+        running = self._search(
+            client, f"{query.members_of(self.id)} and attributes.status = 'RUNNING'"
+        )
+        self._end(client, running, status, failure)
+
+    @staticmethod
+    def _end(client: Any, runs: Sequence[Any], status: str, failure: str) -> None:
+        """End runs, but for those whose end only waits for its delivery."""
+        for run in runs:
+            if orphans.is_delivered_later(run):
                 continue
             if failure:
                 client.set_tag(run.info.run_id, "failure", failure)
             client.set_terminated(run.info.run_id, status)
 
+    @asks
     def members(self, *metrics: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """Return one run a job, the finished one if there is, as `find` does; and `curves`.
+        """Return one run per job as `find` does, with its `job_number`; and `curves`.
 
-        Of a job that several runs have tried, the newest counts. There is one more column,
-        `job_number`.
+        Of several runs of a job, the finished one counts, or else the newest.
         """
-        runs = members(self.store, Found(self.id, "", self.experiment, self.experiment_id, "sweep"))
+        runs = tables.members(
+            self.store, query.RunRef(self.id, "", self.experiment, self.experiment_id, "sweep")
+        )
         if len(runs):
             runs = runs.iloc[(runs["status"] != "FINISHED").argsort(kind="stable")]
             runs = runs.drop_duplicates("job_number").sort_values("job_number", ignore_index=True)
-        return runs, curves(self.store, list(runs.get("run_id", [])), *metrics)
+        return runs, tables.curves(self.store, list(runs.get("run_id", [])), *metrics)
 
+    @asks
     def close(self, status: str, failure: str, metrics: Mapping[str, float], folder: Path) -> None:
         """Keep a summary with the parent, and mark it.
 
         Args:
             status: FINISHED, FAILED or KILLED.
-            failure: Why, if it is not finished.
+            failure: Why the sweep is not finished, or "".
             metrics: Figures of the whole sweep.
-            folder: Files to be kept; gone afterwards.
+            folder: The files to be kept; gone afterwards.
         """
-        client = _client(self.store)
+        client = client_of(self.store, current=False)
         for name, value in metrics.items():
             client.log_metric(self.id, name, value)
         if folder.exists():
             client.log_artifacts(self.id, str(folder))
+            settle(client, self.id, [file.name for file in folder.iterdir()])
             shutil.rmtree(folder)
         if failure:
             client.set_tag(self.id, "failure", failure[:5000])
         elif self.continued:
             client.set_tag(self.id, "failure", "")
         client.set_terminated(self.id, status)
+        sync_store(self.store)
 
     def _search(self, client: Any, where: str) -> list[Any]:
-        runs, token = [], None
-        while token != "":
-            page = client.search_runs(
-                [self.experiment_id], where, max_results=1000, page_token=token
-            )
-            runs += page
-            token = page.token or ""
-        return runs
+        return list(query.search(client, [self.experiment_id], where))
 
-    def _progress(self, run: Any) -> Progress:
+    def _progress(self, run: Any, number: int) -> Progress:
         info, data = run.info, run.data
-        steps = [metric.step for metric in getattr(data, "_metric_objs", [])]
+        steps = [metric.step for metric in compat.latest_metrics(data)]
         ended = info.end_time or 0
         return Progress(
-            job=int(data.tags[member_tag(self.id)]),
-            name=info.run_name,
+            job=number,
+            name=query.name_of(run),
             status=info.status,
             epoch=max(steps, default=0),
-            epochs=int(data.params.get("trainer.epochs", 0)),
+            epochs=whole_number(data.params.get("trainer.epochs")) or 0,
             metrics=data.metrics,
             seconds=(ended - info.start_time) / 1000 if ended else 0.0,
-            failure=data.tags.get("failure", ""),
+            failure=lines(data.tags.get("failure")),
             ended=ended,
         )
-
-
-def _client(store: Store) -> Any:
-    """Return a client that leaves MLflow's current store alone: a job may be using that."""
-    return quiet_mlflow().MlflowClient(tracking_uri=store.uri)

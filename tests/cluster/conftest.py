@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
-from conftest import Doors
+from doors import Doors
 from mlflow import MlflowClient
 
 from . import servers

@@ -1,7 +1,7 @@
 """The same sweep on the cores of this machine, by which the clusters' are measured as well."""
 
 import pytest
-from conftest import Doors
+from doors import Doors
 from mlflow import MlflowClient
 
 from .sweeps import TWELVE, Swept

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import QUICK, Doors
+from doors import QUICK, Doors
 from mlflow import MlflowClient
 
 from .servers import TrackingServer

@@ -1,0 +1,227 @@
+"""Find, fetch, verify, parse and split Fashion-MNIST, or any data set in four IDX files.
+
+`sources` finds the files. A file from any source counts only if its content has the SHA-256 that
+its description (`FASHION_MNIST`) gives.
+
+Fashion-MNIST: Xiao, Rasul, Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking
+Machine Learning Algorithms", 2017, arXiv:1708.07747. IDX: LeCun, Cortes, Burges, "The MNIST
+database of handwritten digits".
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fmnist_lab.data.idx import IdxDataset, IdxFile, fault, parse, sha256
+from fmnist_lab.data.sources import find, read_dir
+
+SPLIT_STREAM = 0x5A11D  # keeps the split's random numbers apart from other uses of the same seed
+
+FASHION_MNIST = IdxDataset(
+    name="fashion-mnist",
+    train_images=IdxFile(
+        "train-images-idx3-ubyte",
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    ),
+    train_labels=IdxFile(
+        "train-labels-idx1-ubyte",
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    ),
+    test_images=IdxFile(
+        "t10k-images-idx3-ubyte",
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    ),
+    test_labels=IdxFile(
+        "t10k-labels-idx1-ubyte",
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
+    class_names=(
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+    url="https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
+    keras_folder="fashion-mnist",
+    debian_package="dataset-fashion-mnist",
+    system_folder="/usr/share/datasets/fashion-mnist",
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)  # arrays have no single truth value, and are long
+class Dataset:
+    """The result of `load`: uint8 arrays, read-only, so that `digest` stays true.
+
+    To change an array, copy it; to compare data sets, compare their digests.
+
+    Attributes:
+        train_images, validation_images, test_images: (n, height, width) each, or (n, height,
+            width, 3) in colour; there are 0 validation images if no split was asked for.
+        train_labels, validation_labels, test_labels: (n,) each, indices into `class_names`.
+        class_names: One name per class.
+        name: Name of the data set.
+        digest: SHA-256 (hex) of the arrays after limits and split, in the order below; each enters
+            as its shape, "(n, ...)" and a line feed, and its bytes in C order. Equal data have
+            equal digests, whatever the source.
+        source: The place of the files, in plain words.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    validation_images: np.ndarray
+    validation_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+    name: str
+    digest: str
+    source: str
+
+    def __repr__(self) -> str:
+        """Say how many images there are, and how to use them."""
+        height, width, *channels = self.train_images.shape[1:]
+        parts = {
+            "training": self.train_images,
+            "validation": self.validation_images,
+            "test": self.test_images,
+        }
+        counts = [f"{len(images):,} {part}" for part, images in parts.items() if len(images)]
+        return (
+            f"<{self.name}: {', '.join(counts)} images of {height} x {width} pixels"
+            f"{' in colour' if channels else ''}, {len(self.class_names)} classes; uint8, 0 to 255."
+            " The arrays are read-only: x.copy() gives one to change, x / 255 one of floats. The"
+            " models take them as they are, and rescale them themselves.>"
+        )
+
+
+def load(
+    dir: str | Path | None = None,
+    *,
+    cache_dir: str | Path | None = None,
+    train_limit: int | None = None,
+    test_limit: int | None = None,
+    validation_fraction: float = 0.0,
+    seed: int = 0,
+    dataset: IdxDataset = FASHION_MNIST,
+    download: bool = True,
+) -> Dataset:
+    """Load a data set from the first source that has it, verified.
+
+    Args:
+        dir: Folder with the four files, packed as .gz or not; no other source is then tried.
+        cache_dir: Our cache; default is FMNIST_LAB_CACHE or the user's cache folder.
+        train_limit: Keep the first so many training images, before the split; None keeps all.
+        test_limit: Keep the first so many test images; None keeps all.
+        validation_fraction: In [0, 1). `round(validation_fraction * n)` of the n training images,
+            stratified by class, become the validation set; both parts keep their order.
+        seed: Chooses which images go into the validation set.
+        dataset: The description of the data set.
+        download: Whether sources on the network may be used.
+
+    Returns:
+        The images (n, height, width[, 3]) and labels (n,) as read-only uint8 arrays.
+
+    Raises:
+        UserError: No source has the files, the files in `dir` are missing or wrong, or a limit,
+            the fraction or the seed is out of range.
+    """
+    if dir is not None:
+        contents, source = read_dir(dir, dataset)
+    else:
+        contents, source = find(dataset, cache_dir, download)
+    train_images, train_labels, test_images, test_labels = _parse(dataset, contents, source)
+    if dir is not None:  # only now, because a fault inside a file says more than a digest
+        for file, content in contents.items():
+            if file.sha256 is not None and (received := sha256(content)) != file.sha256:
+                received = f"content that is not {dataset.name}'s (SHA-256 {received})"
+                raise fault(f"{file.name} ({source})", received, f"SHA-256 {file.sha256}")
+
+    train = slice(_checked_limit("train_limit", train_limit, len(train_labels)))
+    test = slice(_checked_limit("test_limit", test_limit, len(test_labels)))
+    train_images, train_labels = train_images[train], train_labels[train]
+    kept, cut = _split(train_labels, validation_fraction, seed)
+    arrays = (
+        *(train_images[kept], train_labels[kept]),
+        *(train_images[cut], train_labels[cut]),
+        *(test_images[test], test_labels[test]),
+    )
+    digest = hashlib.sha256()
+    for array in arrays:
+        array.setflags(write=False)
+        digest.update(f"{array.shape}\n".encode())
+        digest.update(array.reshape(-1).data)
+    return Dataset(*arrays, dataset.class_names, dataset.name, digest.hexdigest(), source)
+
+
+def _parse(
+    dataset: IdxDataset, contents: dict[IdxFile, bytes], source: str
+) -> tuple[np.ndarray, ...]:
+    """Parse the four files and check that they fit together and the description."""
+    names = [f"{file.name} ({source})" for file in dataset.files]
+    arrays = [parse(contents[dataset.files[at]], names[at], dataset.mend) for at in range(4)]
+    for at in (0, 2):
+        if arrays[at].ndim == 4 and arrays[at].shape[-1] == 1:
+            arrays[at] = arrays[at][..., 0]
+    size = dataset.image_shape or arrays[0].shape[1:]
+    if len(size) == 2 or size[2:] == (3,):
+        expected_images = "images of " + " x ".join(map(str, size))
+    else:
+        size = ()
+        expected_images = "images, n x height x width, or n x height x width x 3 in colour"
+    last = len(dataset.class_names) - 1
+    for at in (0, 2):
+        images, labels = arrays[at : at + 2]
+        if not size or images.shape[1:] != size:
+            received = "an array of " + " x ".join(map(str, images.shape))
+            raise fault(names[at], received, expected_images, dataset.mend)
+        if labels.shape != images.shape[:1]:
+            received = "labels in an array of " + " x ".join(map(str, labels.shape))
+            expected = f"{len(images)}, one for each image in {dataset.files[at].name}"
+            raise fault(names[at + 1], received, expected, dataset.mend)
+        if labels.max() > last:
+            expected = f"0 to {last}, the classes of {dataset.name}"
+            file, mend = dataset.files[at + 1], dataset.mend
+            if file.sha256 in (None, sha256(contents[file])):
+                mend = (
+                    f"If the labels are right, there are {labels.max() + 1} classes or more: set "
+                    "data.class_names to their number, or name them all."
+                )
+            raise fault(names[at + 1], f"the label {labels.max()}", expected, mend)
+    return tuple(arrays)
+
+
+def _checked_limit(name: str, limit: int | None, available: int) -> int | None:
+    if limit is not None and not 1 <= limit <= available:
+        mend = "Choose one in that range, or null for all."
+        raise fault(f"data.{name}", str(limit), f"1 to {available}, the images there are", mend)
+    return limit
+
+
+def _split(
+    labels: np.ndarray, fraction: float, seed: int
+) -> tuple[np.ndarray | slice, np.ndarray | slice]:
+    """Indices of the images that stay in the training set, and of those cut for validation."""
+    if fraction == 0:
+        return slice(None), slice(0)  # views: nothing is copied
+    name = "data.validation_fraction"
+    if not 0 < fraction < 1:
+        raise fault(name, str(fraction), "0 <= fraction < 1", "0.1 is common, 0 is no split.")
+    if seed < 0:
+        raise fault("seed", str(seed), "0 or more", "Choose another seed.")
+    total = round(fraction * len(labels))
+    if not 0 < total < len(labels):
+        received = f"{fraction}, which is {total} of {len(labels)} training images"
+        mend = "Choose another fraction, 0 for no split, or a larger data.train_limit."
+        raise fault(name, received, "at least one image in each part", mend)
+    # Largest remainders, in integers so that no rounding can lose or add an image.
+    counts = np.bincount(labels)
+    quotas, remainders = np.divmod(total * counts, len(labels))
+    quotas[np.argsort(-remainders, kind="stable")[: total - quotas.sum()]] += 1
+    # One random key per image, rather than draws per class, so that a larger fraction keeps the
+    # images of a smaller one.
+    keys = np.random.default_rng([seed, SPLIT_STREAM]).random(len(labels))
+    chosen = np.zeros(len(labels), bool)
+    for label, quota in enumerate(quotas):
+        members = np.flatnonzero(labels == label)
+        chosen[members[np.argsort(keys[members], kind="stable")[:quota]]] = True
+    return ~chosen, chosen

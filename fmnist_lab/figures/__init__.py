@@ -1,0 +1,23 @@
+"""Figures of one run: arrays in, matplotlib `Figure` out."""
+
+from fmnist_lab.figures.curves import learning_curves, speed
+from fmnist_lab.figures.images import (
+    confident_mistakes,
+    first_image,
+    image_grid,
+    prediction_grid,
+    single_prediction,
+)
+from fmnist_lab.figures.quality import confusion_matrix, reliability_diagram
+
+__all__ = [
+    "confident_mistakes",
+    "confusion_matrix",
+    "first_image",
+    "image_grid",
+    "learning_curves",
+    "prediction_grid",
+    "reliability_diagram",
+    "single_prediction",
+    "speed",
+]

@@ -1,0 +1,115 @@
+"""Figures of how good a model's predictions are: confusions and calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from fmnist_lab.evaluation.metrics import Calibration
+from fmnist_lab.figures.style import (
+    BLUE,
+    GREY,
+    INK,
+    PALE_BLUE,
+    PALE_RED,
+    RED,
+    SMALL,
+    boxes,
+    picture,
+    plain,
+    sheet,
+    shortened,
+    write,
+)
+
+
+def confusion_matrix(matrix: NDArray[np.integer[Any]], class_names: Sequence[str]) -> Figure:
+    """Counts of true against predicted class, coloured by their share of the true class.
+
+    Right predictions are blue and mistakes red, each on a scale of its own: on a common scale the
+    diagonal would leave the mistakes, which are what there is to see, all but white.
+
+    Args:
+        matrix: int64 (classes, classes), rows true, columns predicted, as
+            `evaluation.confusion_matrix` returns it.
+        class_names: A name for every class.
+    """
+    classes = len(class_names)
+    if matrix.shape != (classes, classes):
+        raise ValueError(
+            "`matrix` must have a row and a column for every class. "
+            f"Received: shape {matrix.shape}, {classes} class names"
+        )
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    right = np.eye(classes, dtype=bool)
+    # A floor, so that the one mistake of a near-perfect model does not look like a disaster.
+    deepest = max(float(share[~right].max(initial=0)), 0.05)
+    depth = np.where(right, 0.45 * share, share / deepest)
+    full = np.where(right[..., None], to_rgb(BLUE), to_rgb(RED))
+    names = [shortened(name, 22) for name in class_names]
+    side = classes * max(min(300 / classes, 60), 20, 5 * len(str(matrix.max())) + 6)
+    room = 5.2 * max(map(len, names))
+    note = (
+        "Number of images. Colour: share of the true class, right in blue, wrong in red "
+        f"(up to {deepest:.0%})."
+    )
+    left, cell, below = room + 16, side / classes, 0.75 * room + 22
+    figure, axes = sheet(left + side, side + below, "Confusion matrix", note)
+    places = []
+    for row, name in enumerate(names):
+        middle = cell * (row + 0.5)
+        write(axes, left - 5, middle, name, ha="right", va="center_baseline")
+        slant: dict[str, Any] = {"ha": "right", "va": "top", "rotation_mode": "anchor"}
+        write(axes, left + middle - 3, side + 4, name, rotation=45, **slant)
+        for column in range(classes):
+            x, y = left + cell * column, cell * row
+            places.append((x, y, x + cell, y + cell))
+            if count := int(matrix[row, column]):
+                ink = "white" if depth[row, column] > 0.85 else INK
+                center: dict[str, Any] = {"ha": "center", "va": "center_baseline"}
+                write(axes, x + cell / 2, y + cell / 2, str(count), SMALL, ink, **center)
+    boxes(axes, places, (1 - depth[..., None] * (1 - full)).reshape(-1, 3), "#eeeeee")
+    write(axes, 0, side / 2, "True class", color=GREY, rotation=90, va="center")
+    write(axes, left + side / 2, side + below, "Predicted class", color=GREY, ha="center")
+    return figure
+
+
+def reliability_diagram(calibration: Calibration) -> Figure:
+    """Accuracy against confidence, the gap to perfect calibration, and how often each occurs.
+
+    Args:
+        calibration: What `evaluation.calibration` returns.
+    """
+    count = calibration.count.sum()
+    note = (
+        "Blue: share of right predictions among those of like confidence. Red: gap to their mean "
+        f"confidence. Expected calibration error (ECE): {calibration.ece:.3f}, the mean of these "
+        f"gaps over {count:,} images; 0 is perfect."
+    )
+    title = "Reliability of the model's confidence"
+    figure = picture(210, 270, title, note, (40, 6, 12, 34))
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
+    plain(above, ylabel="Accuracy")
+    plain(below, xlabel="Confidence", ylabel="Images")
+    some = np.flatnonzero(calibration.count)
+    part = calibration.count[some] / max(count, 1)
+    mean, share = calibration.confidence[some], calibration.accuracy[some]
+    low, high, zero = calibration.edges[some], calibration.edges[some + 1], np.zeros(len(some))
+    boxes(above, zip(low, share, high, zero, strict=True), PALE_BLUE, "white")
+    boxes(above, zip(low, share, high, mean, strict=True), PALE_RED, "white")
+    tops = [[(x0, y), (x1, y)] for x0, x1, y in zip(low, high, share, strict=True)]
+    above.add_collection(LineCollection(tops, colors=BLUE, linewidths=1.8), autolim=False)
+    above.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    boxes(below, zip(low, part, high, zero, strict=True), GREY, "white")
+    ticks = np.linspace(0, 1, 6)
+    above.set(xlim=(0, 1), ylim=(0, 1), xticks=ticks, yticks=ticks)
+    top = float(part.max(initial=0)) or 1.0
+    below.set_ylim(0, 1.05 * top)
+    below.set_yticks([0, top], ["0", f"{top:.0%}"])
+    return figure

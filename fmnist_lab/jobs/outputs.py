@@ -1,0 +1,198 @@
+"""The outputs of a model on its data: probabilities, metrics, and all that a run keeps of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fmnist_lab import data, evaluation, tracking
+
+if TYPE_CHECKING:
+    import keras
+
+    from fmnist_lab.training.loop import Epoch
+
+
+def predict(model: keras.Model, dataset: data.Dataset) -> dict[str, np.ndarray]:
+    """Return the model's probabilities for each part of the data set that has images.
+
+    Args:
+        model: A model from this data set's images to probabilities of its classes.
+        dataset: The images.
+
+    Returns:
+        float32 probabilities, shape (images, classes), by part: train, test, validation.
+    """
+    from fmnist_lab.training import engines
+
+    probabilities = {}
+    for part in ("train", "test", "validation"):
+        # Those of the training set are not kept, so no reloaded model has to repeat their bits.
+        size = engines.FAST_PREDICTION_BATCH if part == "train" else engines.PREDICTION_BATCH
+        if len(images := getattr(dataset, f"{part}_images")):
+            probabilities[part] = engines.predict(model, images, size)
+    return probabilities
+
+
+def metrics(probabilities: Mapping[str, np.ndarray], dataset: data.Dataset) -> dict[str, float]:
+    """Return the metrics of a model.
+
+    Args:
+        probabilities: What `predict` returns, by part.
+        dataset: The images that were predicted.
+    """
+    scores = {
+        part: evaluation.scores(rows, getattr(dataset, f"{part}_labels"))
+        for part, rows in probabilities.items()
+    }
+    return evaluation.epoch_metrics(**scores)
+
+
+def of_epoch(
+    epoch: Epoch, probabilities: Mapping[str, np.ndarray], dataset: data.Dataset
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Return all metrics of an epoch.
+
+    Args:
+        epoch: A finished epoch.
+        probabilities: The model's predictions after it, as `predict` returns them; empty if the
+            epoch was not evaluated. The validation images are scored after every epoch, because
+            callbacks choose by those scores.
+        dataset: The images that were predicted.
+
+    Returns:
+        The metrics, and a sentence about each figure of a callback that cannot be kept, by name.
+    """
+    measured = {}
+    if probabilities:
+        measured = metrics(probabilities, dataset)
+    elif epoch.validation is not None:
+        measured = {
+            "accuracy/validation": epoch.validation.accuracy,
+            "loss/validation": epoch.validation.loss,
+        }
+    added, remarks = of_callbacks(epoch)
+    trained = {
+        "accuracy/fit": epoch.accuracy,
+        "loss/fit": epoch.loss,
+        "learning_rate": epoch.learning_rate,
+        "images_per_second": epoch.images / epoch.seconds,
+    }
+    return measured | trained | added, remarks
+
+
+# Metrics of ours begin with, or are called, one of these.
+OURS = ("accuracy/", "loss/", "learning_rate", "images_per_second")
+
+
+def of_callbacks(epoch: Epoch) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the figures that callbacks have put into an epoch's logs, to be kept as metrics.
+
+    Args:
+        epoch: A finished epoch.
+
+    Returns:
+        The figures, and a sentence about each of those that cannot be kept, both by name.
+    """
+    from fmnist_lab.training import callbacks
+
+    measured = callbacks.measured(epoch)
+    kept, remarks = dict[str, float](), dict[str, str]()
+    for key, value in epoch.logs.items():
+        name, number = str(key), _number(value)
+        received = f"of type {type(value).__name__}" if number is None else f"= {number:g}"
+        fault = ""
+        if name in measured:
+            own = measured[name]
+            if number is None or not np.array_equal(number, own, equal_nan=True):
+                fault = f"where {own:g} was measured; the latter is kept"
+        elif name.startswith(OURS):
+            fault = "under a name of our own metrics; choose another name"
+        elif not tracking.is_metric(name):
+            fault = (
+                "under a name that MLflow does not take; choose one of letters, digits, spaces "
+                "and _ - . : /"
+            )
+        elif number is None:
+            fault = "expected one number; it is not kept"
+        else:
+            kept[name] = number
+        if fault:
+            where = f"callbacks: in the logs of epoch {epoch.number}"
+            remarks[name] = f"{where}, received {name} {received}, {fault}"
+    return kept, remarks
+
+
+def _number(value: Any) -> float | None:
+    """Return a number, or an array or tensor of one, as a float; None if it is none."""
+    if isinstance(value, str | bytes):
+        return None
+    try:
+        return float(np.asarray(value).item())
+    except Exception:
+        # An object of somebody else's may raise anything when it is asked for its value.
+        return None
+
+
+def keep_results(run: tracking.Run, probabilities: np.ndarray, dataset: data.Dataset) -> None:
+    """Keep the results of a finished model on the test set: predictions, scores, pictures.
+
+    Args:
+        run: The run that takes them.
+        probabilities: float32, shape (test images, classes).
+        dataset: The test images, with their labels and the names of their classes.
+    """
+    images, labels, names = dataset.test_images, dataset.test_labels, dataset.class_names
+    matrix = evaluation.confusion_matrix(probabilities, labels, len(names))
+    calibration = evaluation.calibration(probabilities, labels)
+    worst = evaluation.confident_mistakes(probabilities, labels, 15)
+
+    def predicted(some: Any) -> tuple[Any, Any, Any, Sequence[str]]:
+        return images[some], probabilities[some], labels[some], names
+
+    for index in (0, 12):
+        if index < len(labels):
+            draw = partial(lambda one: _plots().single_prediction(*one), predicted(index))
+            run.figure(f"prediction_{index}.png", draw)
+    run.figure("predictions.png", lambda: _plots().prediction_grid(*predicted(slice(15))))
+    run.figure("confusion_matrix.png", lambda: _plots().confusion_matrix(matrix, names))
+    run.figure("calibration.png", lambda: _plots().reliability_diagram(calibration))
+    run.figure("confident_mistakes.png", lambda: _plots().confident_mistakes(*predicted(worst)))
+    run.arrays("predictions.npz", probabilities=probabilities, labels=labels)
+    classes = [asdict(row) for row in evaluation.per_class(probabilities, labels, names)]
+    scores = {"classes": classes, "confusion_matrix": matrix, "calibration": asdict(calibration)}
+    run.json(scores, "evaluation.json")
+
+
+def draw_data(run: tracking.Run, dataset: data.Dataset) -> None:
+    """Draw the first of the training images."""
+    images, labels, names = dataset.train_images, dataset.train_labels, dataset.class_names
+    run.figure("first_image.png", lambda: _plots().first_image(images[0], names[labels[0]]))
+    run.figure("training_images.png", lambda: _plots().image_grid(images[:25], labels[:25], names))
+
+
+def draw_curves(run: tracking.Run, history: Sequence[Mapping[str, float]], chosen: int = 0) -> None:
+    """Draw the metrics over the epochs.
+
+    Args:
+        run: The run that takes the picture.
+        history: The metrics of each epoch, from the first.
+        chosen: The epoch whose weights the model has, if a callback has put them back; 0: none.
+    """
+    # Not every epoch need have been evaluated; the last one has.
+    curves = {name: [epoch.get(name, math.nan) for epoch in history] for name in history[-1]}
+    curves["epoch"] = list(range(1, len(history) + 1))
+    run.figure("learning_curves.png", lambda: _plots().learning_curves(curves, chosen))
+
+
+def _plots() -> ModuleType:
+    """Return our plots; matplotlib is imported on a run's writing thread, or not at all."""
+    from fmnist_lab import figures
+
+    return figures

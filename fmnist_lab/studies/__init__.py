@@ -1,0 +1,1 @@
+"""Many runs side by side: means and intervals over seeds, comparisons, charts, reports."""

@@ -1,0 +1,324 @@
+"""Runs in; tables for the terminal, CSV, Markdown with figures, and one HTML page out.
+
+`runs` and `curves` are as in `frames`. The same runs give the same files.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+
+from fmnist_lab.studies.design import (
+    as_changes,
+    groups,
+    heat_map_pairs,
+    heat_map_sides,
+    is_mixed,
+    most_common,
+    one_at_a_time,
+    roles,
+)
+from fmnist_lab.studies.findings import common_values, findings, settings_table
+from fmnist_lab.studies.frames import (
+    METRICS,
+    VALIDATED,
+    is_parameter,
+    mean_text,
+    short_names,
+    shown,
+)
+from fmnist_lab.studies.screen import terminal_table
+from fmnist_lab.studies.summary import (
+    Study,
+    Unused,
+    best,
+    interval,
+    mean_curves,
+    summarize,
+    take_apart,
+    varied,
+)
+from fmnist_lab.texts import counted
+
+if TYPE_CHECKING:
+    from fmnist_lab.studies.vega import Chart
+
+__all__ = [
+    "Study",
+    "Unused",
+    "best",
+    "findings",
+    "mean_curves",
+    "summarize",
+    "take_apart",
+    "terminal_table",
+    "varied",
+    "write",
+]
+
+FORMULA = ("=", "+", "-", "@")
+# What is drawn, by settings and against the epochs, and in which files.
+FILES = {
+    "accuracy/validation": "validation",
+    "accuracy/test": "accuracy",
+    "accuracy/gap": "gap",
+}
+CURVES = tuple(FILES)
+MOST_PAIRS = 10  # Of parameters, whose heat maps a page has.
+
+
+class Figure(NamedTuple):
+    """A chart under the name of its file, with its caption."""
+
+    file: str
+    caption: str
+    chart: Chart
+
+
+class Drawn(NamedTuple):
+    """A figure as the page has it; `width` is the most that it is shown at, in pixels."""
+
+    caption: str
+    svg: str
+    width: float
+
+
+def write(
+    runs: pd.DataFrame,
+    curves: pd.DataFrame,
+    folder: Path,
+    *,
+    title: str,
+    command: str,
+    axes: Sequence[str] | None = None,
+) -> list[Path]:
+    """Write `results.csv`, `summary.csv`, `report.md` with its figures, and `report.html`.
+
+    Where there are curves, `curves.csv` has their means and 95 % intervals for every epoch. The
+    same runs give the same files, byte for byte, in whatever order they come.
+
+    Args:
+        runs: As in `frames`.
+        curves: As in `frames`.
+        folder: Where to; made if it is not there.
+        title: What the study is called.
+        command: The command that ran it.
+        axes: The two varied parameters of the heat maps; None: those with the most values.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: No run is finished, or an axis was not varied.
+    """
+    from fmnist_lab.studies import charts, vega
+
+    study = take_apart(runs)
+    sides = heat_map_sides(study, axes)
+    metrics = charts.charted(study.summary)
+    points = {metric: mean_curves(study, curves, metric) for metric in metrics}
+    figures, others = _figures(study, sides, points, is_chosen=axes is not None)
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "results.csv": _results(study).to_csv(index=False, lineterminator="\n"),
+        "summary.csv": _plain(study.summary).to_csv(index=False, lineterminator="\n"),
+    }
+    if len(points["accuracy/gap"]):
+        texts["curves.csv"] = _curves(points).to_csv(index=False, lineterminator="\n")
+    texts["report.md"] = _markdown(study, figures, title, command)
+    drawn = [_drawn(figure, f"figure{place}") for place, figure in enumerate([*figures, *others])]
+    for figure, each in zip(figures, drawn, strict=False):
+        (folder / figure.file).write_bytes(vega.png(each.svg))
+    texts["report.html"] = _page(
+        study, drawn[: len(figures)], drawn[len(figures) :], title, command
+    )
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+    return [folder / name for name in (*texts, *(figure.file for figure in figures))]
+
+
+def _plain(frame: pd.DataFrame) -> pd.DataFrame:
+    """Tuples as lists, as a config has them; texts as nothing that a spreadsheet would calculate.
+
+    A program for spreadsheets takes a text that begins with one of `FORMULA` for a formula, which
+    may start other programs; an apostrophe before it keeps it a text.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return str(list(value))
+        return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+    return frame.map(plain).rename(columns=plain)
+
+
+def _results(study: Study) -> pd.DataFrame:
+    """Every run, in an order of columns that depends on their names alone; ids last."""
+    known = list(study.runs)
+    metrics = sorted(name for name in known if "/" in name)
+    parameters = sorted(name for name in known if is_parameter(name))
+    first = [name for name in ("name", "status", "seed") if name in known]
+    last = [name for name in ("job_number", "failure", "run_id") if name in known]
+    others = sorted(set(known) - {*first, *parameters, *metrics, *last, "sweeps"})
+    return _plain(study.runs[[*first, *parameters, *metrics, *others, *last]])
+
+
+def _curves(points: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """All metrics' points side by side, a row a setting and epoch."""
+    ends = ["mean", "low", "high"]
+    # First what every run has.
+    order = sorted(points, key=lambda metric: metric == VALIDATED)
+    named = [
+        points[metric].rename(columns={end: f"{metric}/{end}" for end in ends})
+        for metric in order
+        if len(points[metric])
+    ]
+    keys = [name for name in named[0] if "/" not in name]
+    return _plain(reduce(lambda left, right: left.merge(right, on=keys, how="left"), named))
+
+
+def _figures(
+    study: Study,
+    sides: Sequence[str],
+    points: Mapping[str, pd.DataFrame],
+    *,
+    is_chosen: bool,
+) -> tuple[list[Figure], list[Figure]]:
+    """Return the figures of a report, and heat maps by other pairs of parameters for its page.
+
+    Args:
+        study: The runs, taken apart.
+        sides: The parameters of the heat maps.
+        points: What `mean_curves` returns of each metric that is drawn.
+        is_chosen: Whether a person has named the sides.
+    """
+    from fmnist_lab.studies import charts
+
+    common = None if is_chosen else one_at_a_time(study)
+    if common is None and not is_chosen and is_mixed(study):
+        common = most_common(study)
+    if common is not None:
+        # Hardly any parameters cross: the one parameter is then what a setting changes.
+        points = {metric: as_changes(each, common) for metric, each in points.items()}
+        used, summary = (as_changes(each, common) for each in (study.used, study.summary))
+        study = replace(study, parameters=["change"], used=used, summary=summary)
+        sides = ["change"]
+    summary, short = study.summary, short_names(study.parameters)
+    figures, others = [], []
+    if len(sides) == 2:
+        figures = _heat_maps(study, sides, points)
+        pairs = [pair for pair in heat_map_pairs(study)[:MOST_PAIRS] if set(pair) != set(sides)]
+        others = [figure for pair in pairs for figure in _heat_maps(study, pair, points)]
+    elif sides:
+        caption = f"{charts.titled(list(points))} by {short[sides[0]]}"
+        figures.append(Figure("by_parameter.png", caption, charts.against(summary, sides[0])))
+    else:
+        known = {metric: interval(study.used[metric]) for metric in points}
+        caption = f"{charts.titled(list(points))} by run"
+        figures.append(Figure("runs.png", caption, charts.runs(study.used, known)))
+    for metric, part in points.items():
+        if len(part):
+            chart = charts.against_epochs(part, groups(study, sides), metric)
+            name, caption = (
+                f"{FILES[metric]}_against_epochs.png",
+                f"{METRICS[metric]} against epoch",
+            )
+            figures.append(Figure(name, caption, chart))
+    if study.parameters:
+        chart = charts.accuracy_against_gap(summary, *roles(summary, sides), study.used)
+        caption = "Test accuracy against accuracy gap"
+        figures.append(Figure("accuracy_against_gap.png", caption, chart))
+    return figures, others
+
+
+def _heat_maps(study: Study, sides: Sequence[str], metrics: Iterable[str]) -> list[Figure]:
+    from fmnist_lab.studies import heat_maps
+
+    x, y = sides
+    short = short_names(study.parameters)
+    return [
+        Figure(
+            f"heat_map_{FILES[metric]}.png",
+            f"{METRICS[metric]} by {short[x]} and {short[y]}",
+            heat_maps.heat_map(study.summary, x, y, metric),
+        )
+        for metric in metrics
+    ]
+
+
+def _drawn(figure: Figure, name: str) -> Drawn:
+    from fmnist_lab.studies import vega
+
+    svg = vega.svg(figure.chart, name)
+    found = re.search(r'width="([\d.]+)"', svg)
+    assert found is not None
+    return Drawn(figure.caption, svg, round(1.5 * float(found[1])))
+
+
+def _page(
+    study: Study, figures: Sequence[Drawn], others: Sequence[Drawn], title: str, command: str
+) -> str:
+    """Return the HTML page. It holds everything it needs, so it can be read without a network."""
+    import jinja2
+
+    short = short_names(study.parameters)
+    metrics = [metric for metric in METRICS if metric in study.runs]
+    every = [
+        [
+            *(str(run[name]) for name in ("name", "status")),
+            *(shown(run.get(name), name) for name in (*short, "seed")),
+            *(mean_text(run[metric]) for metric in metrics),
+        ]
+        for run in study.runs.to_dict("records")
+    ]
+    headings = ["run", "status", *short.values(), "seed", *(METRICS[m].lower() for m in metrics)]
+    folded = is_mixed(study)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = files("fmnist_lab.studies").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
+        title=title,
+        command=command,
+        findings=findings(study),
+        figures=figures,
+        others=others,
+        settings=settings_table(study, folded=folded)[:2],
+        common=common_values(study) if folded else "",
+        unused=study.unused,
+        runs=(headings, every),
+        count=counted(len(every), "run"),
+    )
+
+
+def _markdown(study: Study, figures: Sequence[Figure], title: str, command: str) -> str:
+    folded = is_mixed(study)
+    headings, rows, _ = settings_table(study, folded=folded)
+    blocks = [f"# {title}", f"```\n{command}\n```", *findings(study)]
+    blocks.append("## Settings\n\n" + _pipes(headings, rows, right=not folded))
+    if folded:
+        blocks.append(common_values(study))
+    blocks.append(
+        "Every run is in [results.csv](results.csv), this table in full precision in "
+        "[summary.csv](summary.csv), and an interactive version in "
+        "[report.html](report.html)."
+    )
+    blocks += [f"![{figure.caption}]({figure.file})" for figure in figures]
+    if study.unused:
+        table = _pipes(Unused._fields, study.unused, right=False)
+        blocks.append(f"## Runs that are in no mean\n\n{table}")
+    return "\n\n".join(blocks) + "\n"
+
+
+def _pipes(headings: Sequence[str], rows: Sequence[Sequence[str]], right: bool) -> str:
+    lines = [headings, ["--:" if right else "---"] * len(headings), *rows]
+    return "\n".join(
+        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
+    )

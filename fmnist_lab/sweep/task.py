@@ -1,0 +1,76 @@
+"""The function that Hydra calls with the config of each job, alone or as a part of a sweep."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fmnist_lab import config
+from fmnist_lab.config.overrides import explained
+from fmnist_lab.errors import UserError, reported
+from fmnist_lab.sweep.job import Sweep
+
+if TYPE_CHECKING:
+    from fmnist_lab.jobs.membership import Membership
+
+
+class Task:
+    """The task of one command; launchers pickle it for the processes that do the jobs.
+
+    Attributes:
+        sweep: The sweep that its jobs belong to, or None for a single run.
+        remark: Prints a line on the sweep's screen, in the process that was started.
+        called: True once Hydra has made a config of the command line and called it.
+    """
+
+    def __init__(self) -> None:
+        self.sweep: Sweep | None = None
+        self.remark: Callable[[str], None] = print
+        self.called = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "remark": print}
+
+    def __call__(self, composed: DictConfig) -> Any:
+        """Check a composed config and do its job."""
+        self.called = True
+        if self.sweep is None:
+            # Hydra adds a line of its own to an exception, but lets SystemExit pass.
+            with reported():
+                return do(composed)
+        hydra = HydraConfig.get()
+        job = self.sweep.job(int(hydra.job.num), list(hydra.overrides.task))
+        return job.attempt(lambda: do(composed, job.member))
+
+
+def do(composed: DictConfig, member: Membership | None = None) -> Any:
+    """Check a composed config and do its job.
+
+    Args:
+        composed: The config without Hydra's part.
+        member: The job's place in a sweep, if it has one.
+
+    Raises:
+        UserError: The config is refused, or the job cannot be done.
+    """
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(explained(error, sys.argv[1:])) from None
+    checked = config.validate(values)  # type: ignore[arg-type]
+    from fmnist_lab import jobs
+
+    with _where_it_was_typed():
+        return jobs.run(checked, member)
+
+
+def _where_it_was_typed() -> contextlib.AbstractContextManager[None]:
+    """Undo hydra.job.chdir for a job, so that the store and every relative path stay the same."""
+    hydra = HydraConfig.get()
+    return contextlib.chdir(hydra.runtime.cwd) if hydra.job.chdir else contextlib.nullcontext()

@@ -1,0 +1,1 @@
+"""The machine beneath: files that survive a power cut, signals, streams, caches, the process."""

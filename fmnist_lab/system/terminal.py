@@ -1,0 +1,36 @@
+"""The console that the programs print on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.markup import escape
+
+
+def printout(piped: int = 140) -> Console:
+    """Return a console on standard output: as wide as the terminal, or as $COLUMNS says.
+
+    In a notebook, too, it writes to standard output. There, rich would otherwise turn each line
+    into a display of its own, and a job's lines would not reach the log of a sweep's job.
+
+    Args:
+        piped: The width in characters where there is neither a terminal nor $COLUMNS.
+    """
+    out = sys.stdout
+    known = (out is not None and out.isatty()) or "COLUMNS" in os.environ
+    return Console(file=out, width=None if known else piped, highlight=False, force_jupyter=False)
+
+
+def aligned(console: Console, rows: Mapping[str, str]) -> None:
+    """Print values under each other, each after its name.
+
+    Args:
+        console: Where to print.
+        rows: The values by name, at least one.
+    """
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        console.print(f"[dim]{name:<{width}}[/dim]  {escape(value)}", soft_wrap=True)

@@ -1,0 +1,237 @@
+"""A model as MLflow keeps it: a folder with a description, the Keras file and what it requires.
+
+The folder is what MLflow's Keras flavour writes, made here from the Keras file that the run's
+journal holds, so that no process needs Keras to deliver a model.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path, PurePath
+from typing import Any, TypeVar
+
+from fmnist_lab.errors import UserError
+from fmnist_lab.system import durable
+from fmnist_lab.texts import NAME_LENGTH, line
+from fmnist_lab.tracking import bounds
+from fmnist_lab.tracking.client import check_schema, use
+from fmnist_lab.tracking.events import Metrics, TrainedModel
+from fmnist_lab.tracking.failures import Kind, kind, reason, refused, translated
+from fmnist_lab.tracking.files import ABOVE, model_damage, models_of, sync_store
+from fmnist_lab.tracking.store import Store
+
+M = TypeVar("M")
+
+REQUIRED = ("mlflow", "tensorflow", "keras", "numpy")
+
+
+def log(client: Any, store: Store, run_id: str, event: TrainedModel, files: Path) -> None:
+    """Log the model of a run, READY with all its files or FAILED.
+
+    MLflow's `log_model` would file the model under its Default experiment and ask the store for
+    the history of every metric.
+
+    Args:
+        client: MLflow's client of the store.
+        store: The store.
+        run_id: The run.
+        event: The model.
+        files: The folder with the Keras file.
+    """
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.models import Model
+
+    run = client.get_run(run_id)
+    logged = client.create_logged_model(
+        run.info.experiment_id, name="model", source_run_id=run_id, params=run.data.params
+    )
+    # Otherwise a power cut could leave the folder to a store that does not know of the model.
+    sync_store(store)
+    description = Model(
+        artifact_path=logged.artifact_location,
+        model_uuid=logged.model_id,
+        run_id=run_id,
+        model_id=logged.model_id,
+    )
+    scores = event.metrics or Metrics(0, 0, {})
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder), files / event.file, event, description)
+            client.log_model_artifacts(logged.model_id, folder)
+        if place := durable.local_path(logged.artifact_location):
+            durable.sync_tree(place, ABOVE)
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=scores.step)])
+        client.log_batch(run_id, metrics(scores, logged.model_id))
+    except Exception:
+        client.finalize_logged_model(logged.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(logged.model_id, "READY")
+
+
+def write(folder: Path, file: Path, event: TrainedModel, description: Any) -> None:
+    """Write a model's folder as `mlflow.keras.save_model` does.
+
+    Args:
+        folder: An empty folder.
+        file: The Keras file.
+        event: What is known of the model.
+        description: MLflow's `Model`, to be completed.
+    """
+    import mlflow.pyfunc
+    import numpy as np
+    import yaml
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    data = folder / "data"
+    data.mkdir()
+    shutil.copyfile(file, data / "model.keras")
+    (data / "keras_module.txt").write_text("keras", encoding="utf-8")
+    python = platform.python_version()
+    requirements = [f"{library}=={metadata.version(library)}" for library in REQUIRED]
+    conda = {
+        "name": "mlflow-env",
+        "channels": ["conda-forge"],
+        "dependencies": [f"python={python}", "pip", {"pip": requirements}],
+    }
+    virtualenv = {
+        "python": python,
+        "build_dependencies": ["pip", "setuptools", "wheel"],
+        "dependencies": ["-r requirements.txt"],
+    }
+    for name, content in (("conda.yaml", conda), ("python_env.yaml", virtualenv)):
+        (folder / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join(requirements), encoding="utf-8")
+    if event.inputs and event.outputs:
+        description.signature = ModelSignature(
+            *(
+                Schema([TensorSpec(np.dtype(dtype), tuple(shape))])
+                for dtype, shape in (event.inputs, event.outputs)
+            )
+        )
+    description.metadata = {"class_names": list(event.class_names)}
+    description.add_flavor(
+        "keras",
+        data="data",
+        keras_version=metadata.version("keras"),
+        keras_backend="tensorflow",
+        save_exported_model=False,
+    )
+    mlflow.pyfunc.add_to_model(
+        description,
+        loader_module="mlflow.keras",
+        conda_env="conda.yaml",
+        python_env="python_env.yaml",
+    )
+    description.model_size_bytes = sum(each.stat().st_size for each in data.iterdir())
+    description.save(str(folder / "MLmodel"))
+
+
+def is_there(client: Any, run_id: str) -> bool:
+    """Return whether a run has its model; remove what an interrupted delivery has left.
+
+    Args:
+        client: MLflow's client of the store.
+        run_id: The run.
+    """
+    there = False
+    for model in models_of(client, client.get_run(run_id)):
+        place = durable.local_path(model.artifact_location)
+        if model.status == "READY" and not there and not (place and model_damage(place)):
+            there = True
+            continue
+        client.delete_logged_model(model.model_id)
+        if place:
+            shutil.rmtree(place.parent, ignore_errors=True)
+    return there
+
+
+def metrics(event: Metrics, model_id: str | None = None) -> list[Any]:
+    """Return an event's metrics as MLflow has them, of the run or of its model."""
+    from mlflow.entities import Metric
+
+    return [
+        Metric(name, value, event.time, event.step, model_id=model_id)
+        for name, value in event.values.items()
+    ]
+
+
+def load_model(
+    uri: str, store: Store, load: Callable[[Path], M]
+) -> tuple[M, tuple[str, ...] | None]:
+    """Fetch a logged Keras model and load it.
+
+    Nothing of MLflow's loads the file, so the description brings no code to life, but a model
+    whose description asks for that is refused.
+
+    Args:
+        uri: runs:/RUN_ID/model, models:/NAME/VERSION or a folder.
+        store: The store that the first two refer to.
+        load: Loads a Keras file that anyone may have written, such as `models.saved.load`.
+
+    Returns:
+        The model, and the names of its classes if they were logged with it.
+
+    Raises:
+        UserError: There is no such model, or it is no Keras model.
+    """
+    import mlflow.artifacts
+
+    use(store)
+    if uri.startswith(("runs:", "models:")):
+        with translated(store):
+            check_schema(store)
+    try:
+        # A question to a database that does not exist would create it.
+        if store.database and not store.database.exists() and not Path(uri).exists():
+            raise FileNotFoundError(f"there is no store {store.database}")
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=place))
+            if torn := model_damage(folder):
+                raise ValueError(
+                    f"{torn}, as after a power cut; if a run has made it, the run's command with "
+                    "resume=true makes it again"
+                )
+            bounds.check_yaml((folder / "MLmodel").read_bytes())
+            description = mlflow.models.Model.load(folder)
+            model = load(folder / _keras_file(description.flavors))
+    except Exception as error:
+        if kind(error) in (Kind.AWAY, Kind.DISK):
+            raise refused(store, error) from error
+        # The parsers of YAML, zip files, HDF5 and Keras configs raise anything on a damaged file.
+        raise UserError(
+            f"the model '{line(uri, NAME_LENGTH)}' cannot be loaded as a Keras model: "
+            f"{reason(error)}; "
+            "expected runs:/RUN_ID/model, models:/NAME/VERSION or a folder that MLflow wrote"
+        ) from None
+    known = description.metadata
+    names = known.get("class_names") if isinstance(known, Mapping) else None
+    return model, tuple(map(line, names)) if isinstance(names, list) and names else None
+
+
+def _keras_file(flavors: Mapping[str, Any]) -> PurePath:
+    """Return the path of a model's Keras file, as its description says.
+
+    Raises:
+        ValueError: The description names code of its own, another kind of file, or a file
+            elsewhere.
+    """
+    ours = flavors.get("keras")
+    if not isinstance(ours, Mapping):
+        raise ValueError(f"its MLmodel describes {', '.join(map(str, flavors)) or 'nothing'}")
+    loader = flavors.get("python_function", {}).get("loader_module", "mlflow.keras")
+    if loader != "mlflow.keras":
+        raise ValueError(f"its MLmodel has the module {loader} load it, which could do anything")
+    for name, flavor in flavors.items():
+        if flavor.get("code"):
+            raise ValueError(f"its MLmodel brings code along, {name}.code={flavor['code']}")
+    if ours.get("save_exported_model"):
+        raise ValueError("its MLmodel asks for an exported graph, which has no safe mode")
+    file = PurePath(str(ours.get("data", "")))
+    if file.is_absolute() or ".." in file.parts:
+        raise ValueError(f"its MLmodel points out of its folder, to {file}")
+    return file / "model.keras"
