@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ NODE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ray:
     """Two nodes of one processor each.
 
@@ -42,13 +42,25 @@ class Ray:
         inside: Where everything is.
         env: What a client has to know.
         client: The tracking server's database, asked from outside.
-        second: The process that has started the second node.
+        start_second: Starts a second node, and returns the process that has started it.
+        second: That process; None when there is no second node.
     """
 
     inside: Namespace
     env: dict[str, str]
     client: MlflowClient
-    second: int
+    start_second: Callable[[], int]
+    second: int | None = None
+
+    def nodes(self) -> int:
+        """Return how many nodes run."""
+        return sum("raylet/raylet" in words[0] for _, words in self.inside.processes().values())
+
+    def complete(self) -> None:
+        """Start the second node, unless it runs: a test may have ended it."""
+        if self.second is None:
+            self.second = self.start_second()
+        wait_for(lambda: self.nodes() == 2, "two nodes", 60)
 
     def workers(self) -> dict[int, str]:
         """Return the processes that do a job, and what Ray has renamed them to."""
@@ -60,8 +72,10 @@ class Ray:
 
     def kill_second_node(self) -> None:
         """End the second node as a power cut would: its daemon and all its workers."""
+        assert self.second
         processes = self.inside.processes()
         lost = {self.second}
+        self.second = None
         while more := {each for each, (parent, _) in processes.items() if parent in lost} - lost:
             lost |= more
         for process in lost:
@@ -91,19 +105,11 @@ def ray_cluster() -> Iterator[Ray]:
         start("head", *ray, "start", "--head", *head, *NODE)
         health = (*ray, "health-check", f"--address=127.0.0.1:{HEAD}")
         wait_for(lambda: succeeds(*health, env=env), "Ray's head", 120, home / "head.log")
-        second = start("second", *ray, "start", f"--address=127.0.0.1:{HEAD}", *NODE)
         wait_for(lambda: inside.listens(TRACKING), "MLflow answers", 120, home / "mlflow.log")
-        wait_for(
-            lambda: (
-                sum("raylet/raylet" in words[0] for _, words in inside.processes().values()) == 2
-            ),
-            "two nodes",
-            60,
-            home / "second.log",
-        )
         known = {
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{TRACKING}",
             "RAY_ADDRESS": f"127.0.0.1:{HEAD}",
             **QUIET,
         }
-        yield Ray(inside, known, MlflowClient(database), second)
+        join = (*ray, "start", f"--address=127.0.0.1:{HEAD}", *NODE)
+        yield Ray(inside, known, MlflowClient(database), lambda: start("second", *join))

@@ -19,9 +19,15 @@ THREE = [(0, "FINISHED"), (1, "FINISHED"), (2, "FINISHED")]
 
 
 @pytest.fixture(scope="module")
-def cluster(real_data: Path) -> Iterator[Ray]:
+def ray(real_data: Path) -> Iterator[Ray]:
     with ray_cluster() as started:
         yield started
+
+
+@pytest.fixture
+def cluster(ray: Ray) -> Ray:
+    ray.complete()
+    return ray
 
 
 def run(doors: Doors, cluster: Ray, folder: Path, *words: str) -> Process:
@@ -103,7 +109,6 @@ def test_what_no_node_has_is_refused_at_once(doors: Doors, cluster, tmp_path, as
 
 
 def test_a_lost_node_costs_its_jobs_a_moment(doors: Doors, cluster, tmp_path):
-    """The last test, as the node is gone afterwards."""
     words = (*ON_RAY, *LONG, "tracking.experiment=ray-node")
     sweep = run(doors, cluster, tmp_path, *words)
     running = lambda: len(Swept(cluster.client, "ray-node").training()) == 2  # noqa: E731
