@@ -174,9 +174,11 @@ def finite_test_set(
         return FiniteTestSet(images, np.nan, np.nan, np.nan, error)
     # The quotient of two mean squares, over F, has an exact interval.
     freedoms = (len(correct) - 1, (len(correct) - 1) * (images - 1))
-    low, high = (float(each) for each in stats.f.ppf([LEVEL / 2, 1 - LEVEL / 2], *freedoms))
     share = noise / between
-    return FiniteTestSet(images, *(min(share * each, 1.0) for each in (1.0, low, high)), error)
+    low, high = share * stats.f.ppf([LEVEL / 2, 1 - LEVEL / 2], *freedoms)
+    return FiniteTestSet(
+        images, min(share, 1.0), min(float(low), 1.0), min(float(high), 1.0), error
+    )
 
 
 def on_new_images(
