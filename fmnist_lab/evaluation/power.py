@@ -127,8 +127,9 @@ def power(difference: float, known: Spread, seeds: int, *, exclude: bool = False
     critical = float(stats.t.ppf(1 - LEVEL / 2, freedom))
     if exclude:
         return _equivalence(shift, critical, freedom)
-    above = stats.nct.sf(critical, freedom, shift)
-    return float(above + stats.nct.cdf(-critical, freedom, shift))
+    above = float(stats.nct.sf(critical, freedom, shift))
+    # SciPy has nan for the wrong side of 0 where there is less than 1e-15.
+    return above + float(np.nan_to_num(stats.nct.cdf(-critical, freedom, shift)))
 
 
 def _equivalence(shift: float, critical: float, freedom: float) -> float:

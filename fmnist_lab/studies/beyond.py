@@ -122,11 +122,11 @@ def of_one(results: Iterable[tuple[str, Beyond]], paired: bool) -> list[str]:
     known = dict(results)
     sentences = []
     if TESTED in known and (wins := known[TESTED].superiority):
-        share = f"{wins.share:.0%}".replace("%", " %")
+        times = f"{wins.share * wins.pairs:g} of {counted(wins.pairs, 'pair')}"
         sentences.append(
             f"With {'a new seed for both' if paired else 'new seeds'}, A beats B in test accuracy "
             f"with probability {wins.probability:.2f} [{wins.low:.2f}, {wins.high:.2f}] (normal "
-            f"model; A was higher in {share} of {counted(wins.pairs, 'pair')} of runs)."
+            f"model; A was higher in {times} of runs)."
         )
     # Accuracy comes before the gap, whose images are the same.
     told = {metric: found.images for metric, found in known.items() if found.images}
