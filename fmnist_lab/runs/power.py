@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import socket
-from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -18,9 +17,7 @@ from fmnist_lab.runs.sides import Words, plain, predictions_of, show_sides, side
 from fmnist_lab.system.terminal import printout
 
 if TYPE_CHECKING:
-    from fmnist_lab.studies.planning import Answer, Plan
-
-WIDE = 105  # Columns that four-digit numbers of seeds and their times need beside each other.
+    from fmnist_lab.studies.planning import Plan
 
 
 def power(
@@ -64,7 +61,7 @@ def power(
         console = printout()
         show_sides(console, known)
         console.print()
-        console.print(_table(plan, ", " if console.width >= WIDE else "\n"))
+        console.print(_table(plan))
         for sentence in plan.sentences:
             console.print()
             console.print(Text(sentence))
@@ -83,42 +80,40 @@ def _check(difference: float | None, sides: int) -> None:
         )
 
 
-def _table(plan: Plan, between: str) -> Table:
-    """Return the answers; `between` stands between a number of seeds and their time."""
+def _table(plan: Plan) -> Table:
     from fmnist_lab.studies import frames
+    from fmnist_lab.studies.planning import seeds_text
 
     short = frames.short_names(list(plan.rows[0].setting))
-    headings = [*short.values(), "", "deviation", "", "80 % power", "95 % power"]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in headings:
+    for heading in (*short.values(), "metric", "to", "power", "seeds a side", "time"):
         table.add_column(Text(heading), no_wrap=True)
     before: list[str] = []
     for row in plan.rows:
         setting = [frames.shown(value) for value in row.setting.values()]
         told = [""] * len(setting) if setting == before else setting
-        before = setting
-        known = row.spread
-        starts = (
-            [*told, frames.METRICS[row.metric].lower(), f"{known.deviation:.4f}"],
-            [*([""] * len(told)), "", f"({known.low:.4f} to {known.high:.4f})"],
-        )
-        questions = groupby(row.answers, key=lambda each: each.exclude)
-        for start, (exclude, answers) in zip(starts, questions, strict=True):
-            question = f"{'exclude' if exclude else 'show'} {row.difference:.4f}"
+        before, known = setting, row.spread
+        about = [
+            frames.METRICS[row.metric].lower(),
+            f"deviation {known.deviation:.4f}",
+            f"({known.low:.4f} to {known.high:.4f})",
+            "",
+        ]
+        verb = ""
+        for name, answer in zip(about, row.answers, strict=True):
+            question = f"{'exclude' if answer.exclude else 'show'} {row.difference:.4f}"
+            cells = [name, "" if question == verb else question, f"{100 * answer.power:.0f} %"]
             table.add_row(
-                *map(Text, [*start, question, *(_needed(each, between) for each in answers)])
+                *map(Text, [*told, *cells, seeds_text(answer.seeds), _roughly(answer.seconds)])
             )
+            told, verb = [""] * len(told), question
     return table
 
 
-def _needed(answer: Answer, between: str) -> str:
-    from fmnist_lab.studies.planning import seeds_text
-
-    seeds = seeds_text(answer.seeds)
-    return seeds if math.isnan(answer.seconds) else f"{seeds}{between}{_roughly(answer.seconds)}"
-
-
 def _roughly(seconds: float) -> str:
+    """Return a duration to its minute, or hour or day if it is long; "" for nan."""
+    if math.isnan(seconds):
+        return ""
     for size, unit in ((48 * 3600, "days"), (100 * 60, "h"), (100, "min")):
         if seconds >= size:
             return f"{seconds / {'days': 86400, 'h': 3600, 'min': 60}[unit]:.0f} {unit}"

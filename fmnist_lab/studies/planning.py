@@ -187,9 +187,9 @@ def _sentences(
     if vague:
         worst = max(vague, key=lambda each: each.high / each.low)
         sentences.append(
-            "These are too few seeds to tell the variance: the deviation may "
-            f"be anything from {worst.low:.4f} to {worst.high:.4f}, so take the numbers of seeds for orders "
-            f"of magnitude. Run {ENOUGH} seeds a side and ask again."
+            "These are too few seeds to tell the variance: the deviation may be anything from "
+            f"{worst.low:.4f} to {worst.high:.4f}, so take the numbers of seeds for orders of "
+            f"magnitude. Run {ENOUGH} seeds a side and ask again."
         )
     if not any(row.found for row in rows):
         sentences.append(
@@ -216,10 +216,10 @@ def seeds_text(seeds: Seeds) -> str:
     """Return a number of seeds with its interval.
 
     >>> seeds_text(Seeds(20, 11, None))
-    '20 (11 to more than 100,000)'
+    '20 (11 to > 100,000)'
     """
     count, low, high = (
-        f"more than {MOST_SEEDS:,}" if each is None else f"{each:,}"
+        f"> {MOST_SEEDS:,}" if each is None else f"{each:,}"
         for each in (seeds.count, seeds.low, seeds.high)
     )
     return count if low == high else f"{count} ({low} to {high})"
