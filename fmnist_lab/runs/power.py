@@ -114,7 +114,7 @@ def _roughly(seconds: float) -> str:
     """Return a duration to its minute, or hour or day if it is long; "" for nan."""
     if math.isnan(seconds):
         return ""
-    for size, unit in ((48 * 3600, "days"), (100 * 60, "h"), (100, "min")):
-        if seconds >= size:
-            return f"{seconds / {'days': 86400, 'h': 3600, 'min': 60}[unit]:.0f} {unit}"
+    for least, size, unit in ((48 * 3600, 86400, "days"), (100 * 60, 3600, "h"), (100, 60, "min")):
+        if seconds >= least:
+            return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} s"
