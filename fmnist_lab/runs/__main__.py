@@ -7,6 +7,7 @@ from cyclopts import App, Parameter
 from fmnist_lab.runs.compare import compare
 from fmnist_lab.runs.heal import heal
 from fmnist_lab.runs.list import list_runs
+from fmnist_lab.runs.power import power
 from fmnist_lab.runs.report import report
 from fmnist_lab.runs.reproduce import reproduce
 from fmnist_lab.runs.sync import sync
@@ -25,6 +26,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "list": (list_runs, ""),
     "report": (report, " [SWEEP…]"),
     "compare": (compare, " A B"),
+    "power": (power, " A [B]"),
     "reproduce": (reproduce, " RUN"),
     "heal": (heal, ""),
     "sync": (sync, ""),

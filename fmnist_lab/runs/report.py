@@ -10,6 +10,7 @@ from cyclopts import Parameter
 from fmnist_lab import tracking
 from fmnist_lab.errors import reported
 from fmnist_lab.runs.selection import Since, begun_since, both, select
+from fmnist_lab.runs.sides import predictions_of
 from fmnist_lab.system import provenance
 from fmnist_lab.system.terminal import printout
 
@@ -38,7 +39,7 @@ def report(
         experiment: The experiment to look into if no sweep is named; left out, MLflow's
             $MLFLOW_EXPERIMENT_NAME or $MLFLOW_EXPERIMENT_ID, or fmnist_lab.
     """
-    from fmnist_lab.studies import design, summary
+    from fmnist_lab.studies import beyond, design, summary
     from fmnist_lab.studies import report as reports
 
     with reported():
@@ -47,7 +48,8 @@ def report(
         console = printout()
         parts = summary.take_apart(selection.runs)
         design.heat_map_sides(parts, axes)
-        console.print(reports.terminal_table(selection.runs))
+        remarks = beyond.of_study(parts, predictions_of(place))
+        console.print(reports.terminal_table(selection.runs, remarks))
         if output is None:
             return
         wanted = [run for runs in summary.longest(parts).values() for run in runs]
@@ -60,6 +62,7 @@ def report(
             title=title or names or "Report",
             command=_command(place, selection.named),
             axes=axes,
+            remarks=remarks,
         )
         console.print(f"written to {output}: {', '.join(file.name for file in files)}")
 

@@ -8,7 +8,7 @@ several on their metrics, in pairs where both groups have the same seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +18,15 @@ import pandas as pd
 from fmnist_lab.errors import UserError
 from fmnist_lab.evaluation import statistics
 from fmnist_lab.evaluation.statistics import LEVEL, Comparison, Interval
+from fmnist_lab.studies.beyond import (
+    TESTED,
+    Beyond,
+    Correctness,
+    Predictions,
+    beyond,
+    of_one,
+    of_several,
+)
 from fmnist_lab.studies.frames import (
     ACCURACIES,
     METRICS,
@@ -30,7 +39,6 @@ from fmnist_lab.studies.frames import (
 from fmnist_lab.studies.summary import MOST_LOSS, Study, interval
 from fmnist_lab.texts import counted
 
-TESTED = "accuracy/test"
 MISSING = "-"  # A parameter or tag that a run does not have.
 # Tags that say what a run was made with, under the names that are shown.
 KINDS = {
@@ -73,9 +81,6 @@ NO_SPREAD = (
     '-m "seed=range(5)" gives.'
 )
 
-# Probabilities float (n, classes) and labels int (n,) of a run, by its id.
-Predictions = Callable[[str], tuple[np.ndarray, np.ndarray]]
-
 
 @dataclass(frozen=True)
 class Side:
@@ -111,13 +116,18 @@ class Result(NamedTuple):
     a: Interval
     b: Interval
     found: Comparison | None
+    beyond: Beyond | None
 
 
 class Match(NamedTuple):
-    """A setting that both groups have: its values, runs of A and of B, results by metric."""
+    """A setting that both groups have.
+
+    Its values, numbers of runs of A and of B, whether these are pairs, and results by metric.
+    """
 
     setting: dict[str, Any]
     runs: tuple[int, int]
+    paired: bool
     results: list[Result]
 
 
@@ -155,26 +165,21 @@ def compare(a: Side, b: Side, predictions: Predictions) -> Verdict:
         UserError: A run is in both groups, they were tested on different images, or no setting of
             one has a counterpart in the other.
     """
-    if both := set(a.ids) & set(b.ids):
-        raise UserError(
-            f"run {min(both)} is on both sides, expected different runs: a run compared with "
-            "itself tells nothing"
-        )
-    check_test_sets(a, b, predictions)
-    within = _within(a.study, b.study)
-    left, right = (_settings(side.study, within) for side in (a, b))
+    within, left, right = matched(a, b, predictions)
     shared = [setting for setting in left if setting in right]
-    if not shared:
-        raise UserError(_nothing_in_common(a.study, b.study, within))
     unreadable: list[str] = []
+    correctness = Correctness(predictions)
     matches = [
         Match(
             dict(zip(within, setting, strict=True)),
             (len(left[setting]), len(right[setting])),
-            _results(left[setting], right[setting], predictions, unreadable),
+            same_seeds(left[setting], right[setting]),
+            _results(left[setting], right[setting], predictions, correctness, unreadable),
         )
         for setting in shared
     ]
+    if correctness.fault:
+        unreadable.append(f"Nothing can be told of other test images: {correctness.fault}.")
     differences, same = _differences(a, b, within)
     lonely = [
         [dict(zip(within, setting, strict=True)) for setting in mine if setting not in other]
@@ -185,6 +190,35 @@ def compare(a: Side, b: Side, predictions: Predictions) -> Verdict:
         same = [kind for kind in same if kind != "code"]
         sentences.append(UNCOMMITTED)
     return Verdict(differences, same, matches, (lonely[0], lonely[1]), sentences)
+
+
+def matched(
+    a: Side, b: Side, predictions: Predictions
+) -> tuple[list[str], dict[tuple[Any, ...], pd.DataFrame], dict[tuple[Any, ...], pd.DataFrame]]:
+    """Return the runs of both groups by setting.
+
+    Args:
+        a: The first group.
+        b: The second.
+        predictions: Returns what a run has predicted for the test set.
+
+    Returns:
+        The parameters that differ inside a group; by their values, the runs of A and those of B.
+
+    Raises:
+        UserError: As `compare` does.
+    """
+    if both := set(a.ids) & set(b.ids):
+        raise UserError(
+            f"run {min(both)} is on both sides, expected different runs: a run compared with "
+            "itself tells nothing"
+        )
+    check_test_sets(a, b, predictions)
+    within = _within(a.study, b.study)
+    left, right = (_settings(side.study, within) for side in (a, b))
+    if not left.keys() & right.keys():
+        raise UserError(_nothing_in_common(a.study, b.study, within))
+    return within, left, right
 
 
 def check_test_sets(a: Side, b: Side, predictions: Predictions) -> None:
@@ -226,30 +260,44 @@ def _settings(study: Study, within: Sequence[str]) -> dict[tuple[Any, ...], pd.D
 
 
 def _results(
-    a: pd.DataFrame, b: pd.DataFrame, predictions: Predictions, unreadable: list[str]
+    a: pd.DataFrame,
+    b: pd.DataFrame,
+    predictions: Predictions,
+    correctness: Correctness,
+    unreadable: list[str],
 ) -> list[Result]:
     """Return a result for each metric; add to `unreadable` what kept one from being tested."""
     results = []
+    paired = same_seeds(a, b)
+    several = min(len(a), len(b)) > 1
+    correct = [correctness.of(side["run_id"].tolist()) if several else None for side in (a, b)]
     for metric in METRICS:
         if metric not in a or metric not in b:
             continue
         mine, its = (group[metric].to_numpy(float) for group in (a, b))
         if not (np.abs([*mine, *its]) < MOST_LOSS).all():
             continue
-        found = None
+        found = further = None
         if len(a) > 1 or len(b) > 1:
-            found = statistics.compare_groups(mine, its, paired=_same_seeds(a, b))
+            found = statistics.compare_groups(mine, its, paired=paired)
+            if metric in ACCURACIES:
+                further = beyond(metric, found, (a, b), (correct[0], correct[1]), paired)
         elif metric == TESTED:
             try:
                 found = _mcnemar(a["run_id"].iloc[0], b["run_id"].iloc[0], predictions)
             except UserError as error:
                 unreadable.append(f"{METRICS[metric]} cannot be tested: {error}.")
-        results.append(Result(metric, interval(mine), interval(its), found))
+        results.append(Result(metric, interval(mine), interval(its), found, further))
     return results
 
 
-def _same_seeds(a: pd.DataFrame, b: pd.DataFrame) -> bool:
-    """Whether runs of two groups belong together in pairs; a study has them in order of seeds."""
+def same_seeds(a: pd.DataFrame, b: pd.DataFrame) -> bool:
+    """Return whether runs belong together in pairs; a study has them in order of seeds.
+
+    Args:
+        a: Runs of one setting.
+        b: Runs of another.
+    """
     seeds = [group["seed"].tolist() if "seed" in group else [None] for group in (a, b)]
     return None not in seeds[0] and seeds[0] == seeds[1]
 
@@ -303,12 +351,16 @@ def _sentences(matches: Sequence[Match], differences: Sequence[Difference]) -> l
     if all(each.name in BESIDE_THE_POINT for each in differences):
         sentences.append(SAME_SETTING)
     if len(matches) == 1:
-        for metric, _, _, found in matches[0].results:
+        for metric, _, _, found, _ in matches[0].results:
             if found is not None and metric in ACCURACIES:
                 sentences.append(sentence(found.sentence("A", "B", METRICS[metric].lower())))
+        further = ((each.metric, each.beyond) for each in matches[0].results if each.beyond)
+        sentences += of_one(further, matches[0].paired)
     else:
         measured = {result.metric for match in matches for result in match.results}
         sentences += [_tally(metric, matches) for metric in ACCURACIES if metric in measured]
+        tested = [each for match in matches for each in match.results if each.metric == TESTED]
+        sentences += of_several(each.beyond for each in tested if each.beyond)
     return [*sentences, worth]
 
 

@@ -98,6 +98,7 @@ def write(
     title: str,
     command: str,
     axes: Sequence[str] | None = None,
+    remarks: Sequence[str] = (),
 ) -> list[Path]:
     """Write `results.csv`, `summary.csv`, `report.md` with its figures, and `report.html`.
 
@@ -111,6 +112,7 @@ def write(
         title: What the study is called.
         command: The command that ran it.
         axes: The two varied parameters of the heat maps; None: those with the most values.
+        remarks: More sentences than those that the table gives rise to.
 
     Returns:
         The files.
@@ -132,12 +134,13 @@ def write(
     }
     if len(points["accuracy/gap"]):
         texts["curves.csv"] = _curves(points).to_csv(index=False, lineterminator="\n")
-    texts["report.md"] = _markdown(study, figures, title, command)
+    said = [*findings(study), *remarks]
+    texts["report.md"] = _markdown(study, figures, said, title, command)
     drawn = [_drawn(figure, f"figure{place}") for place, figure in enumerate([*figures, *others])]
     for figure, each in zip(figures, drawn, strict=False):
         (folder / figure.file).write_bytes(vega.png(each.svg))
     texts["report.html"] = _page(
-        study, drawn[: len(figures)], drawn[len(figures) :], title, command
+        study, drawn[: len(figures)], drawn[len(figures) :], said, title, command
     )
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
@@ -263,7 +266,12 @@ def _drawn(figure: Figure, name: str) -> Drawn:
 
 
 def _page(
-    study: Study, figures: Sequence[Drawn], others: Sequence[Drawn], title: str, command: str
+    study: Study,
+    figures: Sequence[Drawn],
+    others: Sequence[Drawn],
+    said: Sequence[str],
+    title: str,
+    command: str,
 ) -> str:
     """Return the HTML page. It holds everything it needs, so it can be read without a network."""
     import jinja2
@@ -287,7 +295,7 @@ def _page(
     return environment.from_string(template).render(
         title=title,
         command=command,
-        findings=findings(study),
+        findings=said,
         figures=figures,
         others=others,
         settings=settings_table(study, folded=folded)[:2],
@@ -298,10 +306,12 @@ def _page(
     )
 
 
-def _markdown(study: Study, figures: Sequence[Figure], title: str, command: str) -> str:
+def _markdown(
+    study: Study, figures: Sequence[Figure], said: Sequence[str], title: str, command: str
+) -> str:
     folded = is_mixed(study)
     headings, rows, _ = settings_table(study, folded=folded)
-    blocks = [f"# {title}", f"```\n{command}\n```", *findings(study)]
+    blocks = [f"# {title}", f"```\n{command}\n```", *said]
     blocks.append("## Settings\n\n" + _pipes(headings, rows, right=not folded))
     if folded:
         blocks.append(common_values(study))

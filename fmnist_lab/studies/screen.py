@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 from rich.cells import cell_len
@@ -16,11 +16,12 @@ from fmnist_lab.studies.summary import Study, take_apart
 LEAST_WORDS = 16  # Columns of a terminal that a list of differences needs.
 
 
-def terminal_table(runs: pd.DataFrame) -> RenderableType:
+def terminal_table(runs: pd.DataFrame, remarks: Sequence[str] = ()) -> RenderableType:
     """Return what a terminal shows of a study: a row a setting, findings, runs without result.
 
     Args:
         runs: As in `study`.
+        remarks: More sentences than those that the table gives rise to.
 
     Returns:
         What rich can print.
@@ -29,7 +30,7 @@ def terminal_table(runs: pd.DataFrame) -> RenderableType:
         UserError: No run is finished.
     """
     study = take_apart(runs)
-    lines = [text for sentence in findings(study) for text in ("", Text(sentence))]
+    lines = [text for sentence in (*findings(study), *remarks) for text in ("", Text(sentence))]
     if study.unused:
         lines += ["", *(Text("  ".join(run)) for run in study.unused)]
     return Group(_Fitted(study), *lines)

@@ -1,0 +1,217 @@
+"""What results are worth beyond these seeds and these test images: in numbers, and in words.
+
+The interval over seeds tells what other seeds would do on the same test images. These are a sample
+as well; which of them each run gets right tells what other images would do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fmnist_lab.errors import UserError
+from fmnist_lab.evaluation import statistics, variance
+from fmnist_lab.evaluation.statistics import Comparison, Superiority
+from fmnist_lab.evaluation.variance import FiniteTestSet
+from fmnist_lab.studies.frames import METRICS, TEST_SETS, grouped
+from fmnist_lab.studies.summary import Study
+from fmnist_lab.texts import counted
+
+# Probabilities float (n, classes) and labels int (n,) of a run, by its id.
+Predictions = Callable[[str], tuple[np.ndarray, np.ndarray]]
+Correct = NDArray[np.bool_]
+
+TESTED, GAP = "accuracy/test", "accuracy/gap"
+MOST_READ = 200  # Runs whose predictions are read: a second or two.
+
+
+class OnNewImages(NamedTuple):
+    """Two settings on other test images: each side's part, and the difference's interval."""
+
+    a: FiniteTestSet
+    b: FiniteTestSet
+    low: float
+    high: float
+
+
+class Beyond(NamedTuple):
+    """What a difference is worth beyond the runs; None where that cannot be told."""
+
+    superiority: Superiority | None
+    images: OnNewImages | None
+
+
+class Correctness:
+    """Which test images each run gets right, for as many runs as are read in a second or two.
+
+    Attributes:
+        fault: Why it cannot be told of some runs; empty if it can be told of all that were asked.
+    """
+
+    def __init__(self, predictions: Predictions) -> None:
+        self.fault = ""
+        self._predictions = predictions
+        self._labels: np.ndarray | None = None
+        self._left = MOST_READ
+
+    def of(self, run_ids: Sequence[str]) -> Correct | None:
+        """Return bool (runs, images), in the order of the runs; None if it cannot be told."""
+        if self.fault or len(run_ids) > self._left:
+            return None
+        self._left -= len(run_ids)
+        try:
+            return np.stack([self._one(run) for run in run_ids])
+        except UserError as error:
+            self.fault = str(error)
+            return None
+
+    def _one(self, run: str) -> Correct:
+        probabilities, labels = self._predictions(run)
+        if self._labels is None:
+            self._labels = labels
+        if not np.array_equal(labels, self._labels):
+            raise UserError(f"run {run} was tested on other images than the runs before it")
+        right: Correct = probabilities.argmax(axis=1) == labels
+        return right
+
+
+def beyond(
+    metric: str,
+    found: Comparison,
+    sides: tuple[pd.DataFrame, pd.DataFrame],
+    correct: tuple[Correct | None, Correct | None],
+    paired: bool,
+) -> Beyond | None:
+    """Return what a difference in an accuracy or its gap is worth beyond the runs.
+
+    Args:
+        metric: The metric.
+        found: Its difference over the seeds.
+        sides: The runs of A and those of B.
+        correct: What `Correctness.of` returns of them.
+        paired: Whether the sides' runs belong together in pairs.
+
+    Returns:
+        None if the difference has no interval.
+    """
+    if np.isnan(found.p_value):
+        return None
+    mine, its = (side[metric].to_numpy(float) for side in sides)
+    wins = None if metric == GAP else statistics.superiority(mine, its, paired)
+    a, b = correct
+    images = None
+    if metric in (TESTED, GAP) and a is not None and b is not None and a.shape[1] > 1:
+        low, high = variance.on_new_images(found, a, b, paired=paired)
+        parts = (variance.finite_test_set(a, mine), variance.finite_test_set(b, its))
+        images = OnNewImages(*parts, low, high)
+    return Beyond(wins, images)
+
+
+def of_one(results: Iterable[tuple[str, Beyond]], paired: bool) -> list[str]:
+    """Return sentences on one pair of settings, for the metrics of which there is something to say.
+
+    Args:
+        results: The metrics, with what their differences are worth.
+        paired: Whether the sides' runs belong together in pairs.
+    """
+    known = dict(results)
+    sentences = []
+    if TESTED in known and (wins := known[TESTED].superiority):
+        times = f"{wins.share * wins.pairs:g} of {counted(wins.pairs, 'pair')}"
+        sentences.append(
+            f"With {'a new seed for both' if paired else 'new seeds'}, A beats B in test accuracy "
+            f"with probability {wins.probability:.2f} [{wins.low:.2f}, {wins.high:.2f}] (normal "
+            f"model; A was higher in {times} of runs)."
+        )
+    # Accuracy comes before the gap, whose images are the same.
+    told = {metric: found.images for metric, found in known.items() if found.images}
+    if told:
+        intervals = " and ".join(
+            f"{images.low:+.4f} to {images.high:+.4f} for {METRICS[metric].lower()}"
+            for metric, images in told.items()
+        )
+        sentences.append(
+            "With other test images as well as other seeds, the 95 % interval of A - B is "
+            f"{intervals}."
+        )
+        first = next(iter(told.values()))
+        shares = " and ".join(
+            f"{_percent(part.share)} [{_percent(part.low)}, {_percent(part.high)}] in {name}"
+            for name, part in (("A", first.a), ("B", first.b))
+            if not np.isnan(part.share)
+        )
+        if shares:
+            sentences[-1] += (
+                f" The {first.a.images:,} test images make {shares} of the variance of test "
+                "accuracy between runs."
+            )
+    return sentences
+
+
+def of_several(results: Iterable[Beyond]) -> list[str]:
+    """Return sentences on the test accuracy of several pairs of settings."""
+    known = list(results)
+    sentences = []
+    chances = [each.superiority.probability for each in known if each.superiority]
+    if chances:
+        sentences.append(
+            f"With new seeds, A beats B in test accuracy with a probability of {_range(chances)} "
+            f"({counted(len(chances), 'setting')})."
+        )
+    parts = [part for each in known if each.images for part in each.images[:2]]
+    return [*sentences, *_shares(parts)]
+
+
+def of_study(study: Study, predictions: Predictions) -> list[str]:
+    """Return what the finite test set does to the test accuracies of a study, in a sentence.
+
+    It is told from the predictions of settings with several runs, as far as these can be read;
+    else by the binomial distribution, of which one run's predictions tell the number of images.
+    """
+    if any(name in study.parameters for name in TEST_SETS):
+        return []
+    correctness, parts = Correctness(predictions), []
+    for runs in grouped(study.used, study.parameters).values():
+        correct = correctness.of(runs["run_id"].tolist()) if len(runs) > 1 else None
+        if correct is not None and correct.shape[1] > 1:
+            parts.append(variance.finite_test_set(correct, None))
+    if parts:
+        other = 1.96 * max(part.error for part in parts)
+        moved = f"Other {parts[0].images:,} test images would move each mean by up to ± {other:.4f}"
+        return [" ".join([*_shares(parts), f"{moved}, most of them together."])]
+    one = Correctness(predictions).of(study.used["run_id"].tolist()[:1])
+    if one is None:
+        return []
+    shares = study.used[TESTED].to_numpy(float)
+    other = 1.96 * float(np.sqrt(shares * (1 - shares) / one.shape[1]).max())
+    return [
+        f"Other {one.shape[1]:,} test images would move each test accuracy by up to ± {other:.4f} "
+        "(binomial), most of them together."
+    ]
+
+
+def _shares(parts: Sequence[FiniteTestSet]) -> list[str]:
+    shares = [100 * part.share for part in parts if not np.isnan(part.share)]
+    if not shares:
+        return []
+    known = f"{_range(shares, '.0f')} %"
+    if len(shares) > 1:
+        known += f" (median {median(shares):.0f} %, {counted(len(shares), 'setting')})"
+    return [
+        f"The finite test set ({parts[0].images:,} images) makes {known} of the variance of test "
+        "accuracy between runs that differ only in their seed."
+    ]
+
+
+def _range(values: Sequence[float], form: str = ".2f") -> str:
+    low, high = (format(each, form) for each in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
