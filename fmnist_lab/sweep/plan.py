@@ -15,10 +15,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from fmnist_lab import compat
 from fmnist_lab import config as configs
 from fmnist_lab.config import naming
 from fmnist_lab.errors import UserError
+from fmnist_lab.sweep import pairs
 
 # The cost of a job beside its epochs, in epochs; it serves the time left only.
 OVERHEAD_EPOCHS = 3.0
@@ -38,12 +38,14 @@ class Plan:
         values: The values of each swept key; none if the sweeper chooses them one by one.
         jobs: The overrides of each job; empty if the sweeper chooses them one by one.
         hash: The same for the same sweep, with any launcher and any store.
+        together: The swept keys that advance together, if there are such.
     """
 
     axes: dict[str, str]
     values: dict[str, list[str]]
     jobs: list[list[str]]
     hash: str
+    together: tuple[tuple[str, ...], ...] = ()
 
     def name(self, checked: Sequence[Checked]) -> str:
         """Return the parent run's name: the axes, and what all jobs have in common.
@@ -60,7 +62,19 @@ class Plan:
             for word, key in told[0].items()
             if key not in self.axes and all(word in words for words in told)
         ]
-        return naming.sweep_name({a: self.values.get(a) or self.axes[a] for a in self.axes}, common)
+        axes = {axis: self.values.get(axis) or text for axis, text in self.axes.items()}
+        return naming.sweep_name(axes, common, self.together)
+
+    def differences(self, one: Sequence[str], other: Sequence[str]) -> int:
+        """Return in how many axes two jobs differ; keys that advance together count as one.
+
+        Args:
+            one: The overrides of a job.
+            other: Those of another job.
+        """
+        changed = {each.partition("=")[0].lstrip("+") for each in set(one) - set(other)}
+        paired = [set(keys) & changed for keys in self.together]
+        return len(changed.difference(*paired)) + sum(map(bool, paired))
 
     def work(self, job: int) -> float:
         """Return the cost of a job, in epochs."""
@@ -90,7 +104,7 @@ def plan(config: DictConfig) -> Plan:
     """Take a composed sweep apart.
 
     Raises:
-        UserError: Nothing is swept.
+        UserError: Nothing is swept, or axes do not go together.
     """
     sweeper = config.hydra.sweeper
     known = str(sweeper._target_).endswith(".BasicSweeper")
@@ -100,7 +114,14 @@ def plan(config: DictConfig) -> Plan:
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
     swept = {each.get_key_element(): each for each in overrides if each.is_sweep_override()}
     axes = {key: str(each.input_line).partition("=")[2] for key, each in swept.items()}
-    jobs = compat.basic_jobs(overrides) if known else []
+    together = [keys for keys in pairs.groups(overrides) if len(keys) > 1]
+    if together and not known:
+        (first, *_), *_ = together
+        raise UserError(
+            f"{first}: received {axes[first]}, but only hydra/sweeper=basic lets axes advance "
+            "together; expected hydra/sweeper=basic, or each key without the zip(…)"
+        )
+    jobs = pairs.jobs(overrides) if known else []
     values = {
         key.lstrip("+"): list(each.sweep_string_iterator()) for key, each in swept.items() if known
     }
@@ -113,7 +134,8 @@ def plan(config: DictConfig) -> Plan:
         empty = ", ".join(f"{axis}={values}" for axis, values in axes.items())
         raise UserError(f"-m: received {empty}, which is no job at all; expected one value or more")
     written = {axis.lstrip("+"): text for axis, text in axes.items()}
-    return Plan(written, values, jobs, _hash(config))
+    joined = tuple(tuple(key.lstrip("+") for key in keys) for keys in together)
+    return Plan(written, values, jobs, _hash(config), joined)
 
 
 def check(config: DictConfig, planned: Plan) -> list[Checked]:
@@ -128,7 +150,7 @@ def check(config: DictConfig, planned: Plan) -> list[Checked]:
     jobs = planned.jobs or [[]]
     first, seen, checked = jobs[0], set(jobs[0]), []
     for job in jobs:
-        if job is not first and (seen.issuperset(job) or len(set(job) - set(first)) > 1):
+        if job is not first and (seen.issuperset(job) or planned.differences(job, first) > 1):
             continue
         seen |= set(job)
         composed = loader.load_sweep_config(config, list(job))
