@@ -170,7 +170,7 @@ def run_hydra(
     folder: str,
     name: str,
     task: T,
-    driving: Callable[[DictConfig, T], AbstractContextManager[None]],
+    driving: Callable[[DictConfig, T], AbstractContextManager[None] | None],
     jobs: Callable[[list[Override]], list[list[str]]],
 ) -> None:
     """Do the run or the sweep that a command line asks for.
@@ -183,7 +183,8 @@ def run_hydra(
         folder: The folder with the primary config.
         name: The primary config's name, without ".yaml".
         task: The function to be called with each composed config.
-        driving: Called with a sweep's own config and the task; the sweep is done within.
+        driving: Called with a sweep's own config and the task; the sweep is done within what it
+            returns. None: there is nothing more to be done.
         jobs: Called by the basic sweeper to make the overrides of each job of a command line's.
     """
     from hydra._internal.callbacks import Callbacks
@@ -209,9 +210,12 @@ def run_hydra(
         ) -> Any:
             mode = RunMode.MULTIRUN
             config = self.compose_config(config_name, overrides, mode, with_log_configuration)
+            driven = driving(config, task)
+            if driven is None:
+                return None
             callbacks = Callbacks(config)
             callbacks.on_multirun_start(config=config, config_name=config_name)
-            with driving(config, task):
+            with driven:
                 sweeper = Plugins.instance().instantiate_sweeper(
                     config=config,
                     hydra_context=HydraContext(self.config_loader, callbacks),

@@ -111,8 +111,13 @@ def _hydra(args: argparse.Namespace, folder: str, name: str, task: Task) -> None
         ) from None
 
 
-def _driven(composed: DictConfig, task: Task) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which a driver watches a sweep, imported only for a sweep."""
+def _driven(composed: DictConfig, task: Task) -> contextlib.AbstractContextManager[None] | None:
+    """Return a context in which a driver watches a sweep; None if it is only to be shown."""
+    if composed.get("dry_run"):
+        from fmnist_lab.sweep import preview
+
+        preview.show_sweep(composed)
+        return None
     from fmnist_lab.sweep.driver import driving
 
     return driving(composed, task)

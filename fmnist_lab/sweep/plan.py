@@ -130,6 +130,10 @@ def plan(config: DictConfig) -> Plan:
             "-m: nothing is swept, expected at least one key with several values, for example "
             '-m trainer.epochs=1,5,20 "seed=range(3)"; for a single run leave out -m'
         )
+    if "dry_run" in axes:
+        raise UserError(
+            f"dry_run: received {axes['dry_run']}, expected true or false for the whole sweep"
+        )
     if known and not jobs:
         empty = ", ".join(f"{axis}={values}" for axis, values in axes.items())
         raise UserError(f"-m: received {empty}, which is no job at all; expected one value or more")
@@ -162,9 +166,7 @@ def check(config: DictConfig, planned: Plan) -> list[Checked]:
 def identities(config: DictConfig, planned: Plan, checked: Sequence[Checked]) -> Identities:
     """Return the hashes of the jobs, by which an earlier run of the same config is found.
 
-    To compose a config takes a fifth of a second, so none is: a job's values are set in a config
-    that was checked already and has the same options. Jobs for which that is not enough are left
-    out, and so are those after the first two thousand.
+    Jobs that `job_configs` leaves out have none.
 
     Args:
         config: The composed sweep.
@@ -174,14 +176,34 @@ def identities(config: DictConfig, planned: Plan, checked: Sequence[Checked]) ->
     Returns:
         `Config.identity` and `Config.native_identity` of each job.
     """
+    found = filter(None, job_configs(config, planned, checked))
+    return [(each.identity(), each.native_identity()) for each in found]
+
+
+def job_configs(
+    config: DictConfig, planned: Plan, checked: Sequence[Checked]
+) -> list[configs.Config | None]:
+    """Return the configs of the jobs, in their order.
+
+    To compose a config takes a tenth of a second, so none is: a job's values are set in a config
+    that was checked already and has the same options. None stands for a job for which that is not
+    enough; the list ends after two thousand jobs.
+
+    Args:
+        config: The composed sweep.
+        planned: The result of `plan`.
+        checked: The result of `check`.
+    """
     if "${" in json.dumps(OmegaConf.to_container(_own(config), resolve=False), default=str):
-        return []  # A value may depend on one that is swept.
+        # A value may depend on one that is swept.
+        return [None for _ in planned.jobs[:MOST_IDENTITIES]]
     bases = {_split(one.job)[0]: one.values for one in checked}
-    found: Identities = []
+    found: list[configs.Config | None] = []
     for job in planned.jobs[:MOST_IDENTITIES]:
         choices, settings = _split(job)
         values = copy.deepcopy(bases.get(choices))
         if values is None:
+            found.append(None)
             continue
         try:
             for key, value in settings:
@@ -190,10 +212,9 @@ def identities(config: DictConfig, planned: Plan, checked: Sequence[Checked]) ->
                 node[last] = copy.deepcopy(value)
             if values["trainer"]["threads"] is None:
                 values["trainer"]["threads"] = config.hydra.launcher.get("threads")
-            job_config = configs.validate(values)
+            found.append(configs.validate(values))
         except (UserError, TypeError, AttributeError):
-            continue  # The job will say for itself what is wrong with it.
-        found.append((job_config.identity(), job_config.native_identity()))
+            found.append(None)  # The job will say for itself what is wrong with it.
     return found
 
 
@@ -216,7 +237,7 @@ def _parsed(override: str) -> tuple[str, Any] | None:
 
 def _hash(config: DictConfig) -> str:
     """Return a hash of the parts of a config that make two sweeps the same: 16 hex digits."""
-    aside = {"hydra", "tracking", "name", "resume"}
+    aside = {"hydra", "tracking", "name", "resume", "dry_run"}
 
     def decides(override: str) -> bool:
         return re.split(r"[=./]", override.lstrip("+~"), maxsplit=1)[0] not in aside
