@@ -170,7 +170,8 @@ def run_hydra(
     folder: str,
     name: str,
     task: T,
-    driving: Callable[[DictConfig, T], AbstractContextManager[None]],
+    driving: Callable[[DictConfig, T], AbstractContextManager[None] | None],
+    jobs: Callable[[list[Override]], list[list[str]]],
 ) -> None:
     """Do the run or the sweep that a command line asks for.
 
@@ -182,9 +183,12 @@ def run_hydra(
         folder: The folder with the primary config.
         name: The primary config's name, without ".yaml".
         task: The function to be called with each composed config.
-        driving: Called with a sweep's own config and the task; the sweep is done within.
+        driving: Called with a sweep's own config and the task; the sweep is done within what it
+            returns. None: there is nothing more to be done.
+        jobs: Called by the basic sweeper to make the overrides of each job of a command line's.
     """
     from hydra._internal.callbacks import Callbacks
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra._internal.hydra import Hydra
     from hydra._internal.utils import _run_app, create_config_search_path
     from hydra.core.config_search_path import SearchPathQuery
@@ -192,6 +196,9 @@ def run_hydra(
     from hydra.core.plugins import Plugins
     from hydra.types import HydraContext, RunMode
     from omegaconf import OmegaConf
+
+    def split(overrides: list[Override], size: int | None) -> list[list[list[str]]]:
+        return list(BasicSweeper.split_overrides_to_chunks(jobs(overrides), size))
 
     class DrivenHydra(Hydra):
         def multirun(
@@ -203,14 +210,20 @@ def run_hydra(
         ) -> Any:
             mode = RunMode.MULTIRUN
             config = self.compose_config(config_name, overrides, mode, with_log_configuration)
+            driven = driving(config, task)
+            if driven is None:
+                return None
             callbacks = Callbacks(config)
             callbacks.on_multirun_start(config=config, config_name=config_name)
-            with driving(config, task):
+            with driven:
                 sweeper = Plugins.instance().instantiate_sweeper(
                     config=config,
                     hydra_context=HydraContext(self.config_loader, callbacks),
                     task_function=task_function,
                 )
+                # Hydra has executed the module of its class again, so that it is another class.
+                if type(sweeper).__name__ == BasicSweeper.__name__:
+                    sweeper.split_arguments = split  # type: ignore[attr-defined]
                 words = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
                 returned = sweeper.sweep(arguments=words)  # type: ignore[arg-type]
                 callbacks.on_multirun_end(config=config, config_name=config_name)
@@ -226,6 +239,26 @@ def run_hydra(
         _run_app(not args.multirun, args.multirun, mode, hydra, name, task, args.overrides)
     finally:
         GlobalHydra.instance().clear()
+
+
+@functools.cache
+def add_override_function(name: str, function: Callable[..., Any]) -> None:
+    """Have Hydra's parser of overrides know a function more, as in key=NAME(1,2).
+
+    Args:
+        name: Its name.
+        function: Called with the values between the parentheses.
+    """
+    from hydra.core.override_parser import overrides_parser
+
+    make = overrides_parser.create_functions
+
+    def extended() -> Any:
+        functions = make()
+        functions.register(name, function)
+        return functions
+
+    overrides_parser.create_functions = extended
 
 
 def basic_jobs(overrides: list[Override]) -> list[list[str]]:

@@ -24,6 +24,7 @@ from fmnist_lab.config import flags, primary
 from fmnist_lab.config.help import usage
 from fmnist_lab.config.overrides import check_groups, explained
 from fmnist_lab.errors import UserError, reported
+from fmnist_lab.sweep import pairs
 from fmnist_lab.sweep.task import Task
 from fmnist_lab.system import process
 
@@ -42,6 +43,7 @@ def main(*overrides: str) -> None:
     """
     task = Task()
     compat.pass_over_byte_order_marks()
+    pairs.add_zip()
     with _called(overrides) as typed, process.left_as_found(), reported():
         args = flags.parse(typed)
         words = list(args.overrides)
@@ -99,7 +101,7 @@ def _hydra(args: argparse.Namespace, folder: str, name: str, task: Task) -> None
             if args.cfg or args.info or args.hydra_help or args.shell_completion:
                 compat.show_hydra(args, folder, name)
             else:
-                compat.run_hydra(args, folder, name, task, _driven)
+                compat.run_hydra(args, folder, name, task, _driven, pairs.jobs)
     except SystemExit as end:
         if not args.package or not end.code:
             raise
@@ -109,8 +111,13 @@ def _hydra(args: argparse.Namespace, folder: str, name: str, task: Task) -> None
         ) from None
 
 
-def _driven(composed: DictConfig, task: Task) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which a driver watches a sweep, imported only for a sweep."""
+def _driven(composed: DictConfig, task: Task) -> contextlib.AbstractContextManager[None] | None:
+    """Return a context in which a driver watches a sweep; None if it is only to be shown."""
+    if composed.get("dry_run"):
+        from fmnist_lab.sweep import preview
+
+        preview.show_sweep(composed)
+        return None
     from fmnist_lab.sweep.driver import driving
 
     return driving(composed, task)

@@ -52,6 +52,19 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def in_bytes(count: float) -> str:
+    """Return a number of bytes as a person would say it.
+
+    >>> in_bytes(980), in_bytes(84_300_000), in_bytes(1.5e9)
+    ('980 B', '84.3 MB', '1.5 GB')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
 def duration(seconds: float) -> str:
     """Return a duration as a person would say it; "" for nan.
 

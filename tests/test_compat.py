@@ -51,7 +51,7 @@ PUBLIC = [
 ]
 
 
-@pytest.mark.parametrize("name", [*PUBLIC, "pass_over_byte_order_marks"])
+@pytest.mark.parametrize("name", [*PUBLIC, "pass_over_byte_order_marks", "add_override_function"])
 def test_the_name_is_where_it_was(name):
     if name == "replace_ray_messages":
         pytest.importorskip("ray")
@@ -204,6 +204,7 @@ def show_hydra():
 def run_hydra():
     from hydra._internal import utils
     from hydra._internal.callbacks import Callbacks
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra._internal.hydra import Hydra
 
     names = ["run", "multirun", "mode", "hydra", "config_name", "task_function", "overrides"]
@@ -216,6 +217,20 @@ def run_hydra():
     assert callable(Hydra.create_main_hydra2)
     assert callable(Hydra.get_mode)
     assert {"on_multirun_start", "on_multirun_end"} <= set(dir(Callbacks))
+    assert "self.split_arguments(overrides, self.max_batch_size)" in inspect.getsource(
+        BasicSweeper.sweep
+    )
+    assert list(BasicSweeper.split_overrides_to_chunks([["a"], ["b"]], 1)) == [[["a"]], [["b"]]]
+    assert list(BasicSweeper.split_overrides_to_chunks([["a"], ["b"]], None)) == [[["a"], ["b"]]]
+
+
+@contract("hydra-core")
+def add_override_function():
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    compat.add_override_function("twice", lambda value: [value, value])
+    (parsed,) = OverridesParser.create().parse_overrides(["a=twice(3)"])
+    assert parsed.value() == [3, 3]
 
 
 @contract("hydra-core")

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from fmnist_lab import config
 from fmnist_lab.config.functions import function_section
 from fmnist_lab.errors import UserError
+from fmnist_lab.models.size import size
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -53,6 +54,26 @@ def models():
 def test_every_option_is_tried_here():
     # The user's own is in test_own.py.
     assert config.options("model") == sorted([*BUILT, "own"])
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_the_size_is_known_without_building_the_model(models, name):
+    options = {key: value for key, value in BUILT[name].items() if key != "flip_average"}
+    plain = build(name, **options)
+    known = size(name, BUILT[name], SHAPE, CLASSES)
+    assert known.parameters == weigh(plain.weights) == weigh(models[name].weights)
+    weights = {layer.name: layer.weights[0].shape for layer in plain.layers if layer.weights}
+    products = 0
+    for layer in plain.layers:
+        if type(layer).__name__ in ("Dense", "Conv2D"):
+            places = int(np.prod(layer.output.shape[1:-1])) if len(layer.output.shape) > 2 else 1
+            products += int(np.prod(weights[layer.name])) * places
+    assert known.products == products
+
+
+def test_the_size_of_a_model_of_ones_own_is_not_known():
+    assert size("own.network", {}, SHAPE, CLASSES) is None
+    assert size("wide_resnet", {"depth": "deep"}, SHAPE, CLASSES) is None
 
 
 @pytest.mark.parametrize("name", BUILT)

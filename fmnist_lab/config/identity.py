@@ -48,7 +48,7 @@ def prefix_identity(values: Mapping[str, Any]) -> str | None:
 
 
 def _deciding(values: Mapping[str, Any]) -> dict[str, Any]:
-    elsewhere = ("tracking", "name", "resume", "checkpoint")
+    elsewhere = ("tracking", "name", "resume", "dry_run", "checkpoint")
     data = values["data"]
     unverified = "sha256" in data and data["sha256"] is None
     places = ("cache_dir", "download", *(() if unverified else ("dir",)))

@@ -275,18 +275,30 @@ def job_name(overrides: Sequence[str], axes: Sequence[str]) -> str:
     return fitted([word(key, given[key]) for key in order], seed)
 
 
-def sweep_name(axes: Mapping[str, Sequence[str] | str], common: Sequence[str] = ()) -> str:
+def sweep_name(
+    axes: Mapping[str, Sequence[str] | str],
+    common: Sequence[str] = (),
+    together: Sequence[Sequence[str]] = (),
+) -> str:
     """Return a sweep's name: its keys with their values, and the words common to its jobs.
 
     Args:
         axes: The values of each swept key, or a text where nobody knows them yet.
         common: Words for the differences from the defaults that all jobs share.
+        together: Keys that advance together.
 
     Returns:
-        Such as "sweep epochs 1,5,20, sgd".
-    """
-    told = [_values(axis, values) for axis, values in axes.items()]
-    joined = [f"{'' if place == 0 else '× '}{one}" for place, one in enumerate(told)]  # noqa: RUF001
+        Such as "sweep epochs 1,5,20, sgd", or "sweep epochs 1,5 with hidden_units 32,128 × 3 seeds"
+        where the first two advance together.
+    """  # noqa: RUF002
+    partners = {first: others for first, *others in together}
+    followers = {key for others in partners.values() for key in others}
+    joined = [
+        " with ".join(_values(key, axes[key]) for key in (axis, *partners.get(axis, ())))
+        for axis in axes
+        if axis not in followers
+    ]
+    joined[1:] = [f"× {one}" for one in joined[1:]]  # noqa: RUF001
     if common:
         joined[-1] += ","
     return fitted(["sweep", *joined, *common], [], LONGEST_SWEEP)

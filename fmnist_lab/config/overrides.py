@@ -26,6 +26,9 @@ SENTENCES = {
         "{0}: received several values, {1}, expected one; add -m to run with each of them, or "
         "write [{1}] for a list"
     ),
+    r"Sweep parameters '([^'=]+)=(.*)' requires --multirun": (
+        "{0}: received {1}, which is several values, expected one; add -m to run with each of them"
+    ),
 }
 
 

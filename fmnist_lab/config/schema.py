@@ -150,6 +150,7 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295")]
     name: OptionalText
     resume: Flag
+    dry_run: Flag = False
     model_uri: OptionalText = Field(examples=["runs:/RUN_ID/model"])
 
     def to_dict(self) -> dict[str, Any]:

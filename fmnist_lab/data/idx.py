@@ -112,6 +112,27 @@ def read_folder(folder: Path, wanted: Sequence[IdxFile]) -> Iterator[tuple[IdxFi
         raise UserError(f"it holds no {names(missing)}")
 
 
+def shape_in(folder: Path, name: str) -> tuple[int, ...] | None:
+    """Return the shape that the header of a file says, packed or not; None if there is none.
+
+    Args:
+        folder: The folder of the file.
+        name: The file's name, without ".gz".
+    """
+    for path in (folder / name, folder / f"{name}.gz"):
+        try:
+            with path.open("rb") as stream:
+                packed = stream.read(2) == b"\x1f\x8b"
+            with gzip.open(path) if packed else path.open("rb") as content:
+                header = content.read(20)
+        except (OSError, EOFError, zlib.error):
+            continue
+        if header[:3] == b"\0\0\x08" and len(header) >= 4 + 4 * header[3] > 4:
+            ends = range(4, 4 + 4 * header[3], 4)
+            return tuple(int.from_bytes(header[at : at + 4], "big") for at in ends)
+    return None
+
+
 def read_bounded(stream: BinaryIO | gzip.GzipFile, name: str) -> bytes:
     """Read a stream to its end.
 

@@ -15,10 +15,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from fmnist_lab import compat
 from fmnist_lab import config as configs
 from fmnist_lab.config import naming
 from fmnist_lab.errors import UserError
+from fmnist_lab.sweep import pairs
 
 # The cost of a job beside its epochs, in epochs; it serves the time left only.
 OVERHEAD_EPOCHS = 3.0
@@ -38,12 +38,14 @@ class Plan:
         values: The values of each swept key; none if the sweeper chooses them one by one.
         jobs: The overrides of each job; empty if the sweeper chooses them one by one.
         hash: The same for the same sweep, with any launcher and any store.
+        together: The swept keys that advance together, if there are such.
     """
 
     axes: dict[str, str]
     values: dict[str, list[str]]
     jobs: list[list[str]]
     hash: str
+    together: tuple[tuple[str, ...], ...] = ()
 
     def name(self, checked: Sequence[Checked]) -> str:
         """Return the parent run's name: the axes, and what all jobs have in common.
@@ -60,7 +62,19 @@ class Plan:
             for word, key in told[0].items()
             if key not in self.axes and all(word in words for words in told)
         ]
-        return naming.sweep_name({a: self.values.get(a) or self.axes[a] for a in self.axes}, common)
+        axes = {axis: self.values.get(axis) or text for axis, text in self.axes.items()}
+        return naming.sweep_name(axes, common, self.together)
+
+    def differences(self, one: Sequence[str], other: Sequence[str]) -> int:
+        """Return in how many axes two jobs differ; keys that advance together count as one.
+
+        Args:
+            one: The overrides of a job.
+            other: Those of another job.
+        """
+        changed = {each.partition("=")[0].lstrip("+") for each in set(one) - set(other)}
+        paired = [set(keys) & changed for keys in self.together]
+        return len(changed.difference(*paired)) + sum(map(bool, paired))
 
     def work(self, job: int) -> float:
         """Return the cost of a job, in epochs."""
@@ -90,7 +104,7 @@ def plan(config: DictConfig) -> Plan:
     """Take a composed sweep apart.
 
     Raises:
-        UserError: Nothing is swept.
+        UserError: Nothing is swept, or axes do not go together.
     """
     sweeper = config.hydra.sweeper
     known = str(sweeper._target_).endswith(".BasicSweeper")
@@ -100,7 +114,14 @@ def plan(config: DictConfig) -> Plan:
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
     swept = {each.get_key_element(): each for each in overrides if each.is_sweep_override()}
     axes = {key: str(each.input_line).partition("=")[2] for key, each in swept.items()}
-    jobs = compat.basic_jobs(overrides) if known else []
+    together = [keys for keys in pairs.groups(overrides) if len(keys) > 1]
+    if together and not known:
+        (first, *_), *_ = together
+        raise UserError(
+            f"{first}: received {axes[first]}, but only hydra/sweeper=basic lets axes advance "
+            "together; expected hydra/sweeper=basic, or each key without the zip(…)"
+        )
+    jobs = pairs.jobs(overrides) if known else []
     values = {
         key.lstrip("+"): list(each.sweep_string_iterator()) for key, each in swept.items() if known
     }
@@ -109,11 +130,16 @@ def plan(config: DictConfig) -> Plan:
             "-m: nothing is swept, expected at least one key with several values, for example "
             '-m trainer.epochs=1,5,20 "seed=range(3)"; for a single run leave out -m'
         )
+    if "dry_run" in axes:
+        raise UserError(
+            f"dry_run: received {axes['dry_run']}, expected true or false for the whole sweep"
+        )
     if known and not jobs:
         empty = ", ".join(f"{axis}={values}" for axis, values in axes.items())
         raise UserError(f"-m: received {empty}, which is no job at all; expected one value or more")
     written = {axis.lstrip("+"): text for axis, text in axes.items()}
-    return Plan(written, values, jobs, _hash(config))
+    joined = tuple(tuple(key.lstrip("+") for key in keys) for keys in together)
+    return Plan(written, values, jobs, _hash(config), joined)
 
 
 def check(config: DictConfig, planned: Plan) -> list[Checked]:
@@ -128,7 +154,7 @@ def check(config: DictConfig, planned: Plan) -> list[Checked]:
     jobs = planned.jobs or [[]]
     first, seen, checked = jobs[0], set(jobs[0]), []
     for job in jobs:
-        if job is not first and (seen.issuperset(job) or len(set(job) - set(first)) > 1):
+        if job is not first and (seen.issuperset(job) or planned.differences(job, first) > 1):
             continue
         seen |= set(job)
         composed = loader.load_sweep_config(config, list(job))
@@ -140,9 +166,7 @@ def check(config: DictConfig, planned: Plan) -> list[Checked]:
 def identities(config: DictConfig, planned: Plan, checked: Sequence[Checked]) -> Identities:
     """Return the hashes of the jobs, by which an earlier run of the same config is found.
 
-    To compose a config takes a fifth of a second, so none is: a job's values are set in a config
-    that was checked already and has the same options. Jobs for which that is not enough are left
-    out, and so are those after the first two thousand.
+    Jobs that `job_configs` leaves out have none.
 
     Args:
         config: The composed sweep.
@@ -152,14 +176,34 @@ def identities(config: DictConfig, planned: Plan, checked: Sequence[Checked]) ->
     Returns:
         `Config.identity` and `Config.native_identity` of each job.
     """
+    found = filter(None, job_configs(config, planned, checked))
+    return [(each.identity(), each.native_identity()) for each in found]
+
+
+def job_configs(
+    config: DictConfig, planned: Plan, checked: Sequence[Checked]
+) -> list[configs.Config | None]:
+    """Return the configs of the jobs, in their order.
+
+    To compose a config takes a tenth of a second, so none is: a job's values are set in a config
+    that was checked already and has the same options. None stands for a job for which that is not
+    enough; the list ends after two thousand jobs.
+
+    Args:
+        config: The composed sweep.
+        planned: The result of `plan`.
+        checked: The result of `check`.
+    """
     if "${" in json.dumps(OmegaConf.to_container(_own(config), resolve=False), default=str):
-        return []  # A value may depend on one that is swept.
+        # A value may depend on one that is swept.
+        return [None for _ in planned.jobs[:MOST_IDENTITIES]]
     bases = {_split(one.job)[0]: one.values for one in checked}
-    found: Identities = []
+    found: list[configs.Config | None] = []
     for job in planned.jobs[:MOST_IDENTITIES]:
         choices, settings = _split(job)
         values = copy.deepcopy(bases.get(choices))
         if values is None:
+            found.append(None)
             continue
         try:
             for key, value in settings:
@@ -168,10 +212,9 @@ def identities(config: DictConfig, planned: Plan, checked: Sequence[Checked]) ->
                 node[last] = copy.deepcopy(value)
             if values["trainer"]["threads"] is None:
                 values["trainer"]["threads"] = config.hydra.launcher.get("threads")
-            job_config = configs.validate(values)
+            found.append(configs.validate(values))
         except (UserError, TypeError, AttributeError):
-            continue  # The job will say for itself what is wrong with it.
-        found.append((job_config.identity(), job_config.native_identity()))
+            found.append(None)  # The job will say for itself what is wrong with it.
     return found
 
 
@@ -194,7 +237,7 @@ def _parsed(override: str) -> tuple[str, Any] | None:
 
 def _hash(config: DictConfig) -> str:
     """Return a hash of the parts of a config that make two sweeps the same: 16 hex digits."""
-    aside = {"hydra", "tracking", "name", "resume"}
+    aside = {"hydra", "tracking", "name", "resume", "dry_run"}
 
     def decides(override: str) -> bool:
         return re.split(r"[=./]", override.lstrip("+~"), maxsplit=1)[0] not in aside

@@ -64,6 +64,10 @@ def do(composed: DictConfig, member: Membership | None = None) -> Any:
     except OmegaConfBaseException as error:
         raise UserError(explained(error, sys.argv[1:])) from None
     checked = config.validate(values)  # type: ignore[arg-type]
+    if checked.dry_run:
+        from fmnist_lab.sweep import preview
+
+        return preview.show_run(checked)
     from fmnist_lab import jobs
 
     with _where_it_was_typed():

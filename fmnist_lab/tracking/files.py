@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -95,25 +95,48 @@ def damaged(store: Store, experiment: str, run_ids: Sequence[str]) -> set[str]:
 
 
 def _damage(client: Any, run: Any, thorough: bool, model_alone: bool = False) -> str:
-    folder = durable.local_path(run.info.artifact_uri)
-    # A store may have come from another machine without the files.
-    if folder is None or len(folder.parents) < 2 or not folder.parents[1].is_dir():
+    folder = _folder_here(run.info.artifact_uri)
+    if folder is None:
         return ""
-    expected: Mapping[str, str] = _noted(run, folder)
+    expected: Mapping[str, str] = _noted(run.data.tags.get(FILES_TAG, ""), folder)
     if not expected:
         # The run is of an earlier version, which noted no fingerprints.
         files = sorted(file for file in folder.glob("*") if file.suffix in KINDS)
         for model in _models(client, run):
             files += _essential(model)
         expected = {os.path.relpath(file, folder): "" for file in files}
-    wrong = [
-        f"{_shown(name)} {problem}"
-        for name, fingerprint in expected.items()
-        if not (model_alone and _shown(name) == name)
-        and (problem := durable.damage(folder / name, fingerprint, thorough=thorough))
-    ]
+    if model_alone:
+        expected = {name: each for name, each in expected.items() if _shown(name) != name}
+    wrong = list(_wrong(folder, expected, thorough))
     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     return f"has lost files: {wrong[0]}{more}" if wrong else ""
+
+
+def has_lost_files(artifacts: str, noted: str) -> bool:
+    """Return whether files of a run are gone or have another size, as far as this machine sees it.
+
+    Args:
+        artifacts: The URI of the run's folder.
+        noted: The run's tag `FILES_TAG`; "" if it has none, as a run of an earlier version.
+    """
+    folder = _folder_here(artifacts)
+    if folder is None:
+        return False
+    return any(_wrong(folder, _noted(noted, folder), thorough=False))
+
+
+def _folder_here(artifacts: str) -> Path | None:
+    """Return a run's folder; None if the store has come from another machine without it."""
+    folder = durable.local_path(artifacts)
+    if folder is None or len(folder.parents) < 2 or not folder.parents[1].is_dir():
+        return None
+    return folder
+
+
+def _wrong(folder: Path, expected: Mapping[str, str], thorough: bool) -> Iterator[str]:
+    for name, fingerprint in expected.items():
+        if problem := durable.damage(folder / name, fingerprint, thorough=thorough):
+            yield f"{_shown(name)} {problem}"
 
 
 def disown(store: Store, run_id: str, lost: str) -> None:
@@ -145,10 +168,10 @@ def _essential(model: Path) -> list[Path]:
     return [model / "MLmodel", *sorted(model.glob("data/*.keras"))]
 
 
-def _noted(run: Any, folder: Path) -> dict[str, str]:
-    """Return the fingerprints that are noted of a run's files, but for files elsewhere."""
+def _noted(tag: str, folder: Path) -> dict[str, str]:
+    """Return the fingerprints that a tag notes of a run's files, but for files elsewhere."""
     try:
-        noted = dict(json.loads(run.data.tags.get(FILES_TAG, "{}")))
+        noted = dict(json.loads(tag or "{}"))
     except (TypeError, ValueError, RecursionError):
         return {}
     inside = os.path.normpath(folder.parents[1])

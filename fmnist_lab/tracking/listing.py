@@ -21,6 +21,16 @@ MOST_QUESTIONS = 10  # to a server, before a sweep begins
 MOST_EXCLUDED = 100
 # So many runs of a sweep tell what its runs have in common.
 SAMPLE = 20
+# Parts of an SQL question about the tags of finished runs that hold the hash of a config.
+OF = "FROM tags JOIN runs ON runs.run_uuid = tags.run_uuid"
+ANSWERS = (
+    "(tags.key = 'config.hash' OR tags.key = 'config.hash.native' AND EXISTS "
+    "(SELECT 1 FROM tags of WHERE of.run_uuid = tags.run_uuid "
+    "AND of.key = 'engine' AND of.value = 'native')) "
+    # A run that was made to be compared with another answers nothing.
+    "AND NOT EXISTS (SELECT 1 FROM tags of WHERE of.run_uuid = tags.run_uuid "
+    "AND of.key = 'reproduces') AND runs.status = 'FINISHED' AND runs.lifecycle_stage = 'active'"
+)
 
 
 @dataclass(frozen=True)
@@ -173,14 +183,7 @@ def finished(
     """
     client = client_of(store)
     question = (
-        "SELECT DISTINCT tags.value FROM tags JOIN runs ON runs.run_uuid = tags.run_uuid "
-        "WHERE (tags.key = 'config.hash' OR tags.key = 'config.hash.native' AND EXISTS "
-        "(SELECT 1 FROM tags of WHERE of.run_uuid = tags.run_uuid "
-        "AND of.key = 'engine' AND of.value = 'native')) "
-        # A run that was made to be compared with another answers nothing.
-        "AND NOT EXISTS (SELECT 1 FROM tags of WHERE of.run_uuid = tags.run_uuid "
-        "AND of.key = 'reproduces') AND runs.status = 'FINISHED' "
-        "AND runs.lifecycle_stage = 'active' AND runs.experiment_id = :experiment"
+        f"SELECT DISTINCT tags.value {OF} WHERE {ANSWERS} AND runs.experiment_id = :experiment"
     )
     answer = _ask_database(client, question, experiment_id)
     if answer is not None:

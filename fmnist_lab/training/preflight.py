@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from fmnist_lab.errors import UserError
+from fmnist_lab.texts import in_bytes
 
 
 def check(build: Callable[[], keras.Model], optimizer: keras.Optimizer) -> None:
@@ -30,9 +31,9 @@ def check(build: Callable[[], keras.Model], optimizer: keras.Optimizer) -> None:
     needed, installed = 4 * parameters * copies, _installed()
     if needed > installed:
         raise UserError(
-            f"model: received {parameters:,} parameters, which take {_size(needed)} to train with "
-            f"{type(optimizer).__name__}, expected no more than this machine's {_size(installed)} "
-            "of memory; choose fewer or smaller layers"
+            f"model: received {parameters:,} parameters, which take {in_bytes(needed)} to train "
+            f"with {type(optimizer).__name__}, expected no more than this machine's "
+            f"{in_bytes(installed)} of memory; choose fewer or smaller layers"
         )
 
 
@@ -67,12 +68,3 @@ def _slots(optimizer: keras.Optimizer) -> int:
 def _installed() -> int:
     """Return the machine's memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _size(count: float) -> str:
-    """Return a number of bytes as a person would say it: 1.5 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:,.3g} TB"
