@@ -164,7 +164,8 @@ def of_several(results: Iterable[Beyond]) -> list[str]:
             f"({counted(len(chances), 'setting')})."
         )
     parts = [part for each in known if each.images for part in each.images[:2]]
-    return [*sentences, *_shares(parts)]
+    made = _shares(parts, f"The {parts[0].images:,} test images make") if parts else []
+    return [*sentences, *made]
 
 
 def of_study(study: Study, predictions: Predictions) -> list[str]:
@@ -181,30 +182,33 @@ def of_study(study: Study, predictions: Predictions) -> list[str]:
         if correct is not None and correct.shape[1] > 1:
             parts.append(variance.finite_test_set(correct, None))
     if parts:
-        other = 1.96 * max(part.error for part in parts)
-        moved = f"Other {parts[0].images:,} test images would move each mean by up to ± {other:.4f}"
-        return [" ".join([*_shares(parts), f"{moved}, most of them together."])]
-    one = Correctness(predictions).of(study.used["run_id"].tolist()[:1])
-    if one is None:
-        return []
-    shares = study.used[TESTED].to_numpy(float)
-    other = 1.96 * float(np.sqrt(shares * (1 - shares) / one.shape[1]).max())
-    return [
-        f"Other {one.shape[1]:,} test images would move each test accuracy by up to ± {other:.4f} "
-        "(binomial), most of them together."
-    ]
+        images = parts[0].images
+        moved = 1.96 * max(part.error for part in parts)
+        whence, rest = "", _shares(parts, "They also make")
+    else:
+        one = Correctness(predictions).of(study.used["run_id"].tolist()[:1])
+        if one is None:
+            return []
+        images, shares = one.shape[1], study.used[TESTED].to_numpy(float)
+        moved = 1.96 * float(np.sqrt(shares * (1 - shares) / images).max())
+        whence, rest = " (binomial)", []
+    sample = (
+        f"The {images:,} test images are a sample as well: others would move each mean by up to ± "
+        f"{moved:.4f}{whence}; `runs compare` tells how much of that two settings share."
+    )
+    return [" ".join([sample, *rest])]
 
 
-def _shares(parts: Sequence[FiniteTestSet]) -> list[str]:
+def _shares(parts: Sequence[FiniteTestSet], they_make: str) -> list[str]:
     shares = [100 * part.share for part in parts if not np.isnan(part.share)]
     if not shares:
         return []
-    known = f"{_range(shares, '.0f')} %"
-    if len(shares) > 1:
-        known += f" (median {median(shares):.0f} %, {counted(len(shares), 'setting')})"
+    middle = ""
+    if len(shares) > 2:
+        middle = f" (median {median(shares):.0f} %, {counted(len(shares), 'setting')})"
     return [
-        f"The finite test set ({parts[0].images:,} images) makes {known} of the variance of test "
-        "accuracy between runs that differ only in their seed."
+        f"{they_make} {_range(shares, '.0f')} %{middle} of the variance of test accuracy between "
+        "runs that differ only in their seed."
     ]
 
 
