@@ -50,7 +50,7 @@ def test_simulated_components_are_found_without_bias_and_within_their_intervals(
     of_mean = {name: each / (30 if IMAGE in name else 1) for name, each in true.items()}
     generator = np.random.default_rng(0)
     estimates, held = [], []
-    for _ in range(60):
+    for _ in range(40):
         cells = np.zeros(shape)
         for name, each in true.items():
             sides = [n if known in name else 1 for n, known in zip(shape, names, strict=True)]
@@ -121,7 +121,7 @@ def test_the_part_in_a_gap_is_of_the_gaps_variance():
 def test_new_images_are_in_the_wider_interval_and_shared_hardness_cancels(paired):
     generator = np.random.default_rng(2)
     images, true, held, widths = 500, 0.01, [], []
-    for _ in range(150):
+    for _ in range(100):
         hardness = generator.uniform(0.3, 0.99, images)
         # B finds some images harder than A does; on average by `true`.
         other = hardness - true - generator.normal(0, 0.1, images).clip(-0.1, 0.1)
@@ -214,7 +214,7 @@ def test_without_several_seeds_a_report_takes_the_binomial_and_without_predictio
 
 
 def test_a_study_of_very_many_runs_reads_some_predictions():
-    runs, _ = simulate(30, range(1, 11), (32,), per_epoch=False)
+    runs, _ = simulate(30, range(1, 9), (32,), per_epoch=False)
     read, asked = predicted(runs, 20), []
 
     def counting(run):
