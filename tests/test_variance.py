@@ -15,7 +15,7 @@ from fmnist_lab.evaluation.variance import (
     finite_test_set,
     on_new_images,
 )
-from fmnist_lab.studies import beyond, summary
+from fmnist_lab.studies import beyond, decomposition, summary
 
 
 def by_name(found):
@@ -223,3 +223,48 @@ def test_a_study_of_very_many_runs_reads_some_predictions():
 
     assert beyond.of_study(summary.take_apart(runs), counting)
     assert 30 <= len(asked) <= beyond.MOST_READ
+
+
+def grid():
+    """Runs of 4 seeds by 3 split seeds, and which of 300 images they get right."""
+    runs, _ = simulate(4, (5,), (32,), per_epoch=False, **{"data.split_seed": [0, 1, 2]})
+    generator = np.random.default_rng(5)
+    effects = np.add.outer(generator.normal(0, 0.05, 3), generator.normal(0, 0.02, 4)).ravel()
+    correct = drawn(generator, generator.uniform(0.5, 0.9, 300), effects)
+    runs["accuracy/test"] = correct.mean(axis=1)
+    runs["accuracy/gap"] = 0.95 - runs["accuracy/test"]
+    labels = np.arange(300) % 10
+    known = {
+        run: (np.eye(10)[(labels + ~right) % 10], labels)
+        for run, right in zip(runs["run_id"], correct, strict=True)
+    }
+    return runs, correct.reshape(3, 4, 300), known.__getitem__
+
+
+def test_a_grid_of_runs_is_split_by_seed_split_and_image():
+    runs, correct, read = grid()
+    study = summary.take_apart(runs.sample(frac=1, random_state=0))
+    found = decomposition.decompose(study, ("seed", "data.split_seed"), read)
+    expected = components(correct.transpose(1, 0, 2), ("seed", "split seed", IMAGE), over=IMAGE)
+    for mine, its in zip(found["accuracy/test"], expected, strict=True):
+        assert mine.factors == its.factors
+        assert mine.variance == pytest.approx(its.variance, abs=1e-12)
+    # All have the same training accuracy, so that the gap varies as the test accuracy does.
+    for mine, its in zip(found["accuracy/gap"], expected, strict=True):
+        assert mine.share == pytest.approx(its.share, abs=1e-9)
+        assert mine.share_high == pytest.approx(its.share_high, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "factors", "told"),
+    [
+        (slice(None), ["seed"], r"the runs differ in data\.split_seed as well.*data\.split_seed=0"),
+        (slice(4), ["seed", "data.split_seed"], r"all runs have data\.split_seed=0, expected"),
+        (slice(11), ["seed", "data.split_seed"], "4 x 3 values.*none has seed=3 data.split_seed=2"),
+        (slice(None), ["seed", "data.order"], r"--by: received data\.order, which no run has"),
+    ],
+)
+def test_runs_that_are_no_grid_are_refused(chosen, factors, told):
+    runs, _, read = grid()
+    with pytest.raises(UserError, match=told):
+        decomposition.decompose(summary.take_apart(runs.iloc[chosen]), factors, read)

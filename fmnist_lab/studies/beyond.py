@@ -46,6 +46,27 @@ class Beyond(NamedTuple):
     images: OnNewImages | None
 
 
+def correct_of(run_ids: Sequence[str], predictions: Predictions) -> Correct:
+    """Return which test images each run gets right, bool (runs, images).
+
+    Args:
+        run_ids: The runs.
+        predictions: Returns what a run has predicted for the test set.
+
+    Raises:
+        UserError: A run has no predictions, or was tested on other images than the first.
+    """
+    found: list[Correct] = []
+    known: np.ndarray | None = None
+    for run in run_ids:
+        probabilities, labels = predictions(run)
+        known = labels if known is None else known
+        if not np.array_equal(labels, known):
+            raise UserError(f"runs {run_ids[0]} and {run} were tested on different images")
+        found.append(probabilities.argmax(axis=1) == labels)
+    return np.stack(found)
+
+
 class Correctness:
     """Which test images each run gets right, for as many runs as are read in a second or two.
 
@@ -56,7 +77,6 @@ class Correctness:
     def __init__(self, predictions: Predictions) -> None:
         self.fault = ""
         self._predictions = predictions
-        self._labels: np.ndarray | None = None
         self._left = MOST_READ
 
     def of(self, run_ids: Sequence[str]) -> Correct | None:
@@ -65,19 +85,10 @@ class Correctness:
             return None
         self._left -= len(run_ids)
         try:
-            return np.stack([self._one(run) for run in run_ids])
+            return correct_of(run_ids, self._predictions)
         except UserError as error:
             self.fault = str(error)
             return None
-
-    def _one(self, run: str) -> Correct:
-        probabilities, labels = self._predictions(run)
-        if self._labels is None:
-            self._labels = labels
-        if not np.array_equal(labels, self._labels):
-            raise UserError(f"run {run} was tested on other images than the runs before it")
-        right: Correct = probabilities.argmax(axis=1) == labels
-        return right
 
 
 def beyond(
