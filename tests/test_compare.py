@@ -10,6 +10,7 @@ from hostile import archive
 from scipy import stats
 
 from fmnist_lab import tracking
+from fmnist_lab.evaluation import power
 from fmnist_lab.runs.__main__ import app
 from fmnist_lab.tracking import Store
 
@@ -76,9 +77,9 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def say(made, capsys):
-    def call(*words, code=0):
+    def call(*words, code=0, verb="compare"):
         with pytest.raises(SystemExit) as ended:
-            app(["compare", *words, "--store", made.store.uri])
+            app([verb, *words, "--store", made.store.uri])
         said = capsys.readouterr()
         assert (ended.value.code or 0) == code, said.out + said.err
         return said.err if code else said.out
@@ -88,8 +89,8 @@ def say(made, capsys):
 
 @pytest.fixture
 def found(say):
-    def call(*words):
-        return json.loads(say(*words, "--json"))
+    def call(*words, verb="compare"):
+        return json.loads(say(*words, "--json", verb=verb))
 
     return call
 
@@ -137,6 +138,76 @@ def test_groups_with_other_seeds_are_compared_by_welch(found, made):
     expected = stats.ttest_ind([300, 303, 300], [350, 352], equal_var=False)
     assert test["p_value"] == pytest.approx(expected.pvalue)
     assert {"kind": "config", "name": "seed", "a": "0, 1, 2", "b": "0, 1"} in told["differences"]
+
+
+def test_several_runs_are_also_judged_for_new_seeds_and_new_images(say, found, made):
+    test, gap = found("model=linear", "model=mlp model.hidden_units=128")["results"]
+    wins, images = test["beyond"]["superiority"], test["beyond"]["images"]
+    assert wins["probability"] < 1e-9 < wins["high"] < 0.01
+    assert (wins["share"], wins["pairs"]) == (0, 3)
+    # All images beyond the first 354 are missed by all runs; 297 are right in all.
+    assert images["a"]["images"] == 400
+    assert images["low"] < test["found"]["low"]
+    assert images["high"] > test["found"]["high"]
+    right = np.arange(IMAGES) < np.array([[300], [303], [300]])
+    noise = np.var(right - right.mean(axis=1, keepdims=True) - right.mean(axis=0), ddof=0)
+    noise *= IMAGES * 3 / ((IMAGES - 1) * 2)  # Residual mean square.
+    share = noise / IMAGES / np.var(right.mean(axis=1), ddof=1)
+    assert images["a"]["share"] == pytest.approx(share)
+    assert gap["beyond"] is None  # It has no spread.
+    said = flat(say("model=linear", "model=mlp model.hidden_units=128"))
+    assert "With a new seed for both, A beats B in test accuracy with probability 0.00 [" in said
+    assert "A was higher in 0 of 3 pairs of runs" in said
+    assert f"is {images['low']:+.4f} to {images['high']:+.4f} for test accuracy." in said
+
+
+def test_a_run_without_predictions_leaves_new_images_open(say, found, made):
+    run = made.run("blind", LINEAR, 7, 310)
+    place = made.client.get_run(run).info.artifact_uri.removeprefix("file://")
+    Path(place, "predictions.npz").unlink()
+    sides = ["--a", *made.linear, run, "--b", *made.mlp]
+    (test, _) = found(*sides)["results"]
+    assert test["beyond"]["images"] is None
+    assert test["beyond"]["superiority"]["pairs"] == 12
+    assert f"Nothing can be told of other test images: run {run} has no" in flat(say(*sides))
+    made.client.delete_run(run)
+
+
+def test_power_is_told_of_two_sides_and_of_one(say, found):
+    sides = ["model=linear", "model=mlp model.hidden_units=128"]
+    linear, mlp = np.array([300, 303, 300]) / IMAGES, np.array([350, 352, 354]) / IMAGES
+    told = found(*sides, "--difference", "0.005", verb="power")
+    (row,) = told["rows"]  # The gap has no spread.
+    expected = power.seeds_needed(0.005, power.spread(linear, mlp, paired=True), 0.8)
+    assert row["answers"][0]["seeds"] == vars(expected)
+    assert row["found"]["difference"] == pytest.approx(linear.mean() - mlp.mean())
+    alone = found(sides[0], "--difference", "0.005", verb="power")["rows"][0]
+    expected = power.seeds_needed(0.005, power.spread(linear), 0.95, exclude=True)
+    assert alone["answers"][3]["seeds"] == vars(expected)
+    said = flat(say(sides[0], "--difference", "0.005", verb="power"))
+    assert f"exclude 0.0050 80 % {alone['answers'][2]['seeds']['count']} (" in said
+    assert "too few seeds to tell the variance" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["linear s0", "linear s1"], "received 1 run and 1 run of a setting, which show no spread"),
+        (
+            ["model=linear"],
+            "received one side, which differs from nothing; expected two, or --diff",
+        ),
+        (["model=linear", "--difference", "0"], "--difference: received 0, expected"),
+        (["model=linear", "--difference", "2"], "--difference: received 2, expected"),
+        ([], "received nothing; expected two sides: power A B"),
+        (["linear s0", "linear s0"], "is on both sides"),
+    ],
+)
+def test_what_power_cannot_tell_is_one_line(say, words, told):
+    said = say(*words, code=2, verb="power")
+    assert said.startswith("error: ")
+    assert told in said
+    assert said.count("\n") == 1
 
 
 def test_sweeps_are_compared_setting_by_setting(say, found):

@@ -20,7 +20,7 @@ from scipy import stats
 from fmnist_lab.evaluation.statistics import LEVEL, Comparison
 
 IMAGE = "test image"
-DRAWS = 20_000
+DRAWS = 10_000
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from fmnist_lab.runs.report import report
 from fmnist_lab.runs.reproduce import reproduce
 from fmnist_lab.runs.sync import sync
 from fmnist_lab.runs.ui import ui
+from fmnist_lab.runs.variance import variance
 from fmnist_lab.system import process
 
 NAME = "python -m fmnist_lab.runs"
@@ -27,6 +28,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "report": (report, " [SWEEP…]"),
     "compare": (compare, " A B"),
     "power": (power, " A [B]"),
+    "variance": (variance, " [SWEEP…]"),
     "reproduce": (reproduce, " RUN"),
     "heal": (heal, ""),
     "sync": (sync, ""),

@@ -31,8 +31,6 @@ def words_of(
 ) -> list[list[str]]:
     """Return the words of each side.
 
-    A run's name may hold spaces, a setting is split at them.
-
     Args:
         sides: Sides of one argument each.
         a: The words of A behind --a, if any are.
@@ -57,13 +55,15 @@ def words_of(
         raise UserError(
             f"received {given}; expected two sides: {verb} A B, or {verb} --a RUN… --b RUN…{alone}"
         )
+    return [parted(words) for words in named]
+
+
+def parted(words: Sequence[str]) -> list[str]:
+    """Return words with settings split at their spaces; a run's name may hold spaces."""
     return [
-        [
-            part
-            for word in words
-            for part in (word.split() if any(map(_is_setting, word.split())) else [word])
-        ]
-        for words in named
+        part
+        for word in words
+        for part in (word.split() if any(map(_is_setting, word.split())) else [word])
     ]
 
 

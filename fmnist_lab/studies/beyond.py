@@ -46,6 +46,27 @@ class Beyond(NamedTuple):
     images: OnNewImages | None
 
 
+def correct_of(run_ids: Sequence[str], predictions: Predictions) -> Correct:
+    """Return which test images each run gets right, bool (runs, images).
+
+    Args:
+        run_ids: The runs.
+        predictions: Returns what a run has predicted for the test set.
+
+    Raises:
+        UserError: A run has no predictions, or was tested on other images than the first.
+    """
+    found: list[Correct] = []
+    known: np.ndarray | None = None
+    for run in run_ids:
+        probabilities, labels = predictions(run)
+        known = labels if known is None else known
+        if not np.array_equal(labels, known):
+            raise UserError(f"runs {run_ids[0]} and {run} were tested on different images")
+        found.append(probabilities.argmax(axis=1) == labels)
+    return np.stack(found)
+
+
 class Correctness:
     """Which test images each run gets right, for as many runs as are read in a second or two.
 
@@ -56,7 +77,6 @@ class Correctness:
     def __init__(self, predictions: Predictions) -> None:
         self.fault = ""
         self._predictions = predictions
-        self._labels: np.ndarray | None = None
         self._left = MOST_READ
 
     def of(self, run_ids: Sequence[str]) -> Correct | None:
@@ -65,19 +85,10 @@ class Correctness:
             return None
         self._left -= len(run_ids)
         try:
-            return np.stack([self._one(run) for run in run_ids])
+            return correct_of(run_ids, self._predictions)
         except UserError as error:
             self.fault = str(error)
             return None
-
-    def _one(self, run: str) -> Correct:
-        probabilities, labels = self._predictions(run)
-        if self._labels is None:
-            self._labels = labels
-        if not np.array_equal(labels, self._labels):
-            raise UserError(f"run {run} was tested on other images than the runs before it")
-        right: Correct = probabilities.argmax(axis=1) == labels
-        return right
 
 
 def beyond(
@@ -164,7 +175,8 @@ def of_several(results: Iterable[Beyond]) -> list[str]:
             f"({counted(len(chances), 'setting')})."
         )
     parts = [part for each in known if each.images for part in each.images[:2]]
-    return [*sentences, *_shares(parts)]
+    made = _shares(parts, f"The {parts[0].images:,} test images make") if parts else []
+    return [*sentences, *made]
 
 
 def of_study(study: Study, predictions: Predictions) -> list[str]:
@@ -181,30 +193,33 @@ def of_study(study: Study, predictions: Predictions) -> list[str]:
         if correct is not None and correct.shape[1] > 1:
             parts.append(variance.finite_test_set(correct, None))
     if parts:
-        other = 1.96 * max(part.error for part in parts)
-        moved = f"Other {parts[0].images:,} test images would move each mean by up to ± {other:.4f}"
-        return [" ".join([*_shares(parts), f"{moved}, most of them together."])]
-    one = Correctness(predictions).of(study.used["run_id"].tolist()[:1])
-    if one is None:
-        return []
-    shares = study.used[TESTED].to_numpy(float)
-    other = 1.96 * float(np.sqrt(shares * (1 - shares) / one.shape[1]).max())
-    return [
-        f"Other {one.shape[1]:,} test images would move each test accuracy by up to ± {other:.4f} "
-        "(binomial), most of them together."
-    ]
+        images = parts[0].images
+        moved = 1.96 * max(part.error for part in parts)
+        whence, rest = "", _shares(parts, "They also make")
+    else:
+        one = Correctness(predictions).of(study.used["run_id"].tolist()[:1])
+        if one is None:
+            return []
+        images, shares = one.shape[1], study.used[TESTED].to_numpy(float)
+        moved = 1.96 * float(np.sqrt(shares * (1 - shares) / images).max())
+        whence, rest = " (binomial)", []
+    sample = (
+        f"The {images:,} test images are a sample as well: others would move each mean by up to ± "
+        f"{moved:.4f}{whence}; `runs compare` tells how much of that two settings share."
+    )
+    return [" ".join([sample, *rest])]
 
 
-def _shares(parts: Sequence[FiniteTestSet]) -> list[str]:
+def _shares(parts: Sequence[FiniteTestSet], they_make: str) -> list[str]:
     shares = [100 * part.share for part in parts if not np.isnan(part.share)]
     if not shares:
         return []
-    known = f"{_range(shares, '.0f')} %"
-    if len(shares) > 1:
-        known += f" (median {median(shares):.0f} %, {counted(len(shares), 'setting')})"
+    middle = ""
+    if len(shares) > 2:
+        middle = f" (median {median(shares):.0f} %, {counted(len(shares), 'setting')})"
     return [
-        f"The finite test set ({parts[0].images:,} images) makes {known} of the variance of test "
-        "accuracy between runs that differ only in their seed."
+        f"{they_make} {_range(shares, '.0f')} %{middle} of the variance of test accuracy between "
+        "runs that differ only in their seed."
     ]
 
 

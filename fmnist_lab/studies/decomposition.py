@@ -1,0 +1,94 @@
+"""Runs of one setting in; which share of their variance comes from which of its sources, out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from fmnist_lab.errors import UserError
+from fmnist_lab.evaluation.variance import IMAGE, Component, components
+from fmnist_lab.studies.beyond import GAP, TESTED, Correct, Predictions, correct_of
+from fmnist_lab.studies.frames import grouped, ordered, short_names, shown
+from fmnist_lab.studies.summary import Study
+
+METRICS = (TESTED, GAP)
+
+
+def decompose(
+    study: Study, factors: Sequence[str], predictions: Predictions
+) -> dict[str, list[Component]]:
+    """Return the components of the variance of test accuracy and of its gap.
+
+    They are those of one run with new levels of all factors on as many new test images.
+
+    Args:
+        study: Runs of one setting: a full grid of the factors, one run in each cell.
+        factors: What differs between the runs, such as `seed`.
+        predictions: Returns what a run has predicted for the test set.
+
+    Returns:
+        By metric, a component for each factor, the test images among them, and each interaction.
+
+    Raises:
+        UserError: The runs are no such grid, or one has no predictions.
+    """
+    _check(study, factors)
+    used = study.used
+    levels = [ordered(used[name]) for name in factors]
+    cells = grouped(used, factors)
+    ids = [runs["run_id"].iloc[0] for runs in (cells[key] for key in _product(levels))]
+    correct = correct_of(ids, predictions)
+    at = used.set_index("run_id").loc[ids]
+    shape = [*map(len, levels), correct.shape[1]]
+    names = [*short_names(factors).values(), IMAGE]
+    return {
+        metric: components(_values(at[metric], correct, metric).reshape(shape), names, over=IMAGE)
+        for metric in METRICS
+    }
+
+
+def _values(results: pd.Series, correct: Correct, metric: str) -> NDArray[np.float64]:
+    """Return values of each run and image whose means over the images are the run's results."""
+    # An image that is right adds to the test accuracy, and takes from the gap.
+    sign = -1 if metric == GAP else 1
+    each = sign * (correct - correct.mean(axis=1, keepdims=True))
+    return np.asarray(each + results.to_numpy(float)[:, None])
+
+
+def _product(levels: Sequence[Sequence[object]]) -> list[tuple[object, ...]]:
+    found: list[tuple[object, ...]] = [()]
+    for each in levels:
+        found = [(*start, level) for start in found for level in each]
+    return found
+
+
+def _check(study: Study, factors: Sequence[str]) -> None:
+    used = study.used
+    if unknown := [name for name in factors if name not in used]:
+        raise UserError(f"--by: received {unknown[0]}, which no run has")
+    others = [name for name in study.parameters if name not in factors]
+    if others:
+        values = ", ".join(f"{others[0]}={shown(value)}" for value in ordered(used[others[0]]))
+        raise UserError(
+            f"the runs differ in {', '.join(others)} as well, expected one setting: name one of "
+            f"{values}"
+        )
+    levels = [ordered(used[name]) for name in factors]
+    for name, each in zip(factors, levels, strict=True):
+        if len(each) < 2:
+            raise UserError(
+                f"all runs have {name}={shown(each[0])}, expected several values: "
+                f'-m "{name}=range(5)" runs them'
+            )
+    held = set(grouped(used, factors))
+    if math.prod(map(len, levels)) > len(held):
+        missing = next(key for key in _product(levels) if key not in held)
+        told = " ".join(f"{n}={shown(v)}" for n, v in zip(factors, missing, strict=True))
+        raise UserError(
+            f"{len(held)} runs have {' x '.join(str(len(each)) for each in levels)} values of "
+            f"{', '.join(factors)}, expected one for each combination: none has {told}"
+        )
