@@ -39,6 +39,7 @@ class Plan:
         jobs: The overrides of each job; empty if the sweeper chooses them one by one.
         hash: The same for the same sweep, with any launcher and any store.
         together: The swept keys that advance together, if there are such.
+        fixed: The overrides that all jobs share.
     """
 
     axes: dict[str, str]
@@ -46,6 +47,7 @@ class Plan:
     jobs: list[list[str]]
     hash: str
     together: tuple[tuple[str, ...], ...] = ()
+    fixed: tuple[str, ...] = ()
 
     def name(self, checked: Sequence[Checked]) -> str:
         """Return the parent run's name: the axes, and what all jobs have in common.
@@ -139,7 +141,8 @@ def plan(config: DictConfig) -> Plan:
         raise UserError(f"-m: received {empty}, which is no job at all; expected one value or more")
     written = {axis.lstrip("+"): text for axis, text in axes.items()}
     joined = tuple(tuple(key.lstrip("+") for key in keys) for keys in together)
-    return Plan(written, values, jobs, _hash(config), joined)
+    fixed = tuple(str(each.input_line) for each in overrides if not each.is_sweep_override())
+    return Plan(written, values, jobs, _hash(config), joined, fixed)
 
 
 def check(config: DictConfig, planned: Plan) -> list[Checked]:
@@ -151,7 +154,7 @@ def check(config: DictConfig, planned: Plan) -> list[Checked]:
         UserError: The schema refuses one of them.
     """
     loader = GlobalHydra.instance().config_loader()
-    jobs = planned.jobs or [[]]
+    jobs = planned.jobs or [list(planned.fixed)]
     first, seen, checked = jobs[0], set(jobs[0]), []
     for job in jobs:
         if job is not first and (seen.issuperset(job) or planned.differences(job, first) > 1):
