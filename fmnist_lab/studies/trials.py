@@ -3,8 +3,8 @@
 A search is told by its facts, which the tag `search.facts` of its parent run holds as JSON:
 `objectives` (directions by metric), `space` (Hydra's overrides by key), `pruning`, `rungs`
 (epochs), `epochs` (of a trial that is not pruned), `best`, `pareto`, `winner_command`, and perhaps
-`seconds`, `workers` and `rung_seconds`. The tables are as in `frames`, with `role` ("trial" or "final"),
-`trial` (its number) and `trial_values` (JSON: the values chosen, by key).
+`seconds`, `workers` and `rung_seconds`. The tables are as in `frames`, with `role` ("trial" or
+"final"), `trial` (its number) and `trial_values` (JSON: the values chosen, by key).
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from fmnist_lab.errors import UserError
-from fmnist_lab.studies.frames import EPOCHS, column, ordered, short_names, value_of
-from fmnist_lab.texts import line, lines, whole_number
+from fmnist_lab.evaluation.statistics import Interval
+from fmnist_lab.studies.frames import EPOCHS, VALIDATED, column, ordered, short_names, value_of
+from fmnist_lab.studies.summary import interval
+from fmnist_lab.texts import counted, line, lines, whole_number
 
 MAXIMIZE = "maximize"
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -96,7 +98,8 @@ class Search:
         objectives: Directions ("maximize" or "minimize") by metric.
         parameters: The hyperparameters.
         trials: One row per trial, in order: `trial`, `name`, `status`, `epochs` (done), a column
-            for each objective and for each parameter's key, `seed`, `failure` and `run_id`.
+            for each objective, for the validation accuracy, and for each parameter's key, `seed`,
+            `failure` and `run_id`.
         values: The first objective, one row per trial and one column per epoch; nan where a trial
             has not come.
         finals: The runs that train the winner on all training images, as in `frames`.
@@ -120,6 +123,19 @@ class Search:
     def objective(self) -> str:
         """The first objective."""
         return next(iter(self.objectives))
+
+    @property
+    def tested(self) -> Interval | None:
+        """The finals' mean test accuracy with its 95 % interval; None if no final has finished."""
+        return self.mean_of_finals("accuracy/test")
+
+    def mean_of_finals(self, metric: str) -> Interval | None:
+        """Return a metric's mean over the finished finals; None if there are none that have it."""
+        if metric not in self.finals:
+            return None
+        over = self.finals[self.finals["status"] == "FINISHED"][metric]
+        known = [float(value) for value in over if math.isfinite(value)]
+        return interval(known) if known else None
 
     @property
     def is_pruned(self) -> bool:
@@ -172,7 +188,7 @@ def take_apart(runs: pd.DataFrame, curves: pd.DataFrame, facts: Mapping[str, Any
         facts: What `facts_of` returns.
 
     Raises:
-        UserError: No trial has begun.
+        UserError: No trial has a value yet.
     """
     objectives: dict[str, str] = facts["objectives"]
     rows = [dict(row) for row in runs.to_dict("records")]
@@ -193,6 +209,8 @@ def take_apart(runs: pd.DataFrame, curves: pd.DataFrame, facts: Mapping[str, Any
             " repeat its command with resume=true"
         )
     table = pd.DataFrame([trials[number] for number in sorted(trials)])
+    if not table[list(objectives)].map(math.isfinite).all(axis="columns").any():
+        raise UserError(_nothing(table, list(objectives)))
     for key in facts["space"]:
         table[key] = column(table[key])
     values = curve.reindex(table["run_id"]).set_axis(table["trial"])
@@ -207,6 +225,19 @@ def take_apart(runs: pd.DataFrame, curves: pd.DataFrame, facts: Mapping[str, Any
         rungs=tuple(_rungs(table, values, facts)),
         best=best,
         front=front,
+    )
+
+
+def _nothing(trials: pd.DataFrame, objectives: Sequence[str]) -> str:
+    reasons = [
+        f"trial {row['trial']} {row['status']}"
+        + (f": {line(row['failure'], 200)}" if row["failure"] else "")
+        for row in trials[:3].to_dict("records")
+    ]
+    return (
+        f"none of {counted(len(trials), 'trial')} has a finite {' and '.join(objectives)} yet, so "
+        f"there is nothing to report: {'; '.join(reasons)}. Mend that and repeat the command with "
+        "resume=true"
     )
 
 
@@ -246,7 +277,9 @@ def _trial(
         "name": str(run["name"]),
         "status": status,
         "epochs": int(last),
-        **{metric: float(run.get(metric, math.nan)) for metric in facts["objectives"]},
+        **{
+            metric: float(run.get(metric, math.nan)) for metric in (*facts["objectives"], VALIDATED)
+        },
         **{key: value_of(chosen.get(key, run.get(key))) for key in facts["space"]},
         "seed": value_of(run.get("seed")),
         "failure": lines(failure) if isinstance(failure, str) else "",
