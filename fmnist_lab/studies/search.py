@@ -98,7 +98,7 @@ def write(
 def terminal(
     runs: pd.DataFrame, curves: pd.DataFrame, facts: Mapping[str, Any]
 ) -> list[RenderableType]:
-    """Return what a terminal shows of a search: its best trials, rungs, findings, next command.
+    """Return what a terminal shows of a search: its best trials, its rungs, and the findings.
 
     Args:
         runs: The runs of the search.
@@ -129,8 +129,6 @@ def terminal(
     failed = failures_table(search)
     if failed:
         lines += ["", *(Text("  ".join(row)) for row in failed.rows[:BEST_ON_SCREEN])]
-    if winner := _winner(search):
-        lines += ["", WINNER, Text(f"  {winner}", overflow="fold")]
     return lines
 
 

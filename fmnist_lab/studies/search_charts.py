@@ -83,7 +83,7 @@ def importance(found: Sequence[Importance]) -> Chart:
         order = [record["name"] for record in records]
         y = vega.field("name", "ordinal", title=None, scale={"domain": order})
         y["axis"] = {"ticks": False, "domain": False}
-        x = vega.field("share", title=f"Share of the variance of {named(each.metric).lower()}")
+        x = vega.field("share", title=f"Share of the variation of {named(each.metric).lower()}")
         x |= {"scale": {"domain": [0, 1]}, "axis": {"tickCount": 5}}
         bars = vega.mark("bar", x=x, y=y, description=vega.TIP, style={"color": BLUE, "height": 11})
         text = vega.field("text", "nominal")
@@ -93,9 +93,7 @@ def importance(found: Sequence[Importance]) -> Chart:
         panels.append(panel | {"width": 260, "height": {"step": 22}})
     first = found[0]
     trials = counted(first.trials, "trial")
-    note = (
-        f"fANOVA over {trials} after {counted(first.epochs, 'epoch')}; interactions are left out."
-    )
+    note = f"Main effects of fANOVA over {trials} after {counted(first.epochs, 'epoch')}."
     return vega.finished(
         {"hconcat": panels}, "Importance of hyperparameters", note, 380 * len(found)
     )

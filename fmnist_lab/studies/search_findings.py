@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmnist_lab.studies.charts import setting
 from fmnist_lab.studies.frames import VALIDATED, listed, mean_text, number, shown
 from fmnist_lab.studies.importance import Importance
 from fmnist_lab.studies.search_marks import named
@@ -47,8 +46,8 @@ def _counts(search: Search) -> str:
     paused = ""
     if counts["PAUSED"]:
         paused = (
-            " PAUSED trials were not among the best of their rung; each is kept with its exact "
-            "checkpoint."
+            " The search paused trials that others at the same epoch outdid; each is kept with its "
+            "exact checkpoint."
         )
     return f"{counted(len(search.trials), 'trial')}{planned}: {states}.{paused}"
 
@@ -58,7 +57,8 @@ def _cost(search: Search) -> str:
     whole = int((search.trials["epochs"] > 0).sum()) * search.rungs[-1].epochs
     told = f"The trials took {counted(spent, 'epoch')}"
     if search.is_pruned and whole:
-        told += f", {spent / whole:.0%} of the {whole:,} that they would have taken without pruning"
+        share = _percent(spent / whole)
+        told += f", {share} of the {whole:,} that they would have taken without pruning"
     seconds, workers = search.facts.get("seconds"), search.facts.get("workers")
     if isinstance(seconds, int | float) and seconds > 0:
         told += f"; the search took {duration(seconds)}"
@@ -66,13 +66,15 @@ def _cost(search: Search) -> str:
     return f"{told}."
 
 
+def brief(value: Any, name: str = "") -> str:
+    """Return a value as people read it: a number with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else shown(value, name)
+
+
 def values_text(search: Search, trial: int) -> str:
     """Return the values of a trial in words: "learning rate 0.003, dropout 0.1"."""
     row = search.row(trial)
-    return setting(
-        {each.key: row[each.key] for each in search.parameters},
-        {each.key: each.name for each in search.parameters},
-    )
+    return ", ".join(f"{each.name} {brief(row[each.key], each.key)}" for each in search.parameters)
 
 
 def _best(search: Search) -> list[str]:
@@ -84,9 +86,10 @@ def _best(search: Search) -> list[str]:
     word = "highest" if direction == MAXIMIZE else "lowest"
     told = [
         f"{word.capitalize()} {named(metric).lower()}: {value} in trial {search.best}, with "
-        f"{values_text(search, search.best)}. As the {word} of {counted(over, 'finished trial')} "
-        "it looks better than it is."
+        f"{values_text(search, search.best)}."
     ]
+    if over > 1:
+        told[0] += f" As the {word} of {over} finished trials it looks better than it is."
     edges = [each for each in search.parameters if _edge(each, search)]
     if edges:
         where = listed([f"{each.name} ({_edge(each, search)} end)" for each in edges])
@@ -113,7 +116,7 @@ def _front(search: Search) -> list[str]:
         known = {trial: search.row(trial)[metric] for trial in search.front}
         best = (max if direction == MAXIMIZE else min)(known, key=known.__getitem__)
         word = "highest" if direction == MAXIMIZE else "lowest"
-        ends.append(f"the {word} {named(metric).lower()}, {number(known[best])}, has trial {best}")
+        ends.append(f"trial {best} has the {word} {named(metric).lower()}, {number(known[best])}")
     others = len(search.trials[search.trials["status"] == "FINISHED"]) - len(search.front)
     told = [
         f"{counted(len(search.front), 'trial')} of {others + len(search.front)} finished ones make "
@@ -134,19 +137,25 @@ def _importance(search: Search, importances: Sequence[Importance]) -> list[str]:
             continue
         names = {parameter.key: parameter.name for parameter in search.parameters}
         first = [
-            f"{names[key]} {share:.0%}" for key, share in list(each.shares.items())[:MOST_TOLD]
+            f"{names[key]} {_percent(share)}"
+            for key, share in list(each.shares.items())[:MOST_TOLD]
         ]
-        after = counted(each.epochs, "epoch")
         rest = ""
         if search.is_pruned:
             rest = (
-                " Trials with more epochs are picked by their results, and would hide what matters."
+                " The search picks the trials that go further by their results, so these would "
+                "hide what matters."
             )
         told.append(
-            f"What mattered most for {metric} after {after}: {listed(first)} (fANOVA's main effects "
-            f"over {counted(each.trials, 'trial')}).{rest}"
+            f"For {metric} after {counted(each.epochs, 'epoch')} these hyperparameters mattered "
+            f"most: {listed(first)} (main effects of fANOVA over "
+            f"{counted(each.trials, 'trial')}).{rest}"
         )
     return told
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _finals(search: Search) -> list[str]:
@@ -172,7 +181,7 @@ def _finals(search: Search) -> list[str]:
     less = validated - tested.mean
     side = "below" if less > 0 else "above"
     return [
-        f"{told}. That is {number(abs(less))} {side} the validation accuracy that the search reports, "
+        f"{told}. That is {number(abs(less))} {side} its validation accuracy in the search, "
         f"{number(validated)}; the test images had no say in the search.{lost}"
     ]
 
@@ -201,7 +210,7 @@ def trials_table(search: Search, rows: Sequence[Mapping[Any, Any]], title: str) 
         [
             *(str(row["trial"]), row["status"], str(row["epochs"])),
             *(mean_text(row[metric]) for metric in search.objectives),
-            *(shown(row[each.key], each.key) for each in search.parameters),
+            *(brief(row[each.key], each.key) for each in search.parameters),
         ]
         for row in rows
     ]
