@@ -15,7 +15,7 @@ from fmnist_lab.studies.writing import Table
 from fmnist_lab.texts import counted, duration, line
 
 EDGE = 0.02  # Of an interval, nearer than which to its end a value is at its end.
-MOST_TOLD = 3  # Hyperparameters whose importance is told.
+MOST_TOLD, LEAST_TOLD = 3, 0.01  # Hyperparameters whose importance is told, and its least share.
 BEST_SHOWN = 10
 
 
@@ -139,12 +139,13 @@ def _importance(search: Search, importances: Sequence[Importance]) -> list[str]:
         first = [
             f"{names[key]} {_percent(share)}"
             for key, share in list(each.shares.items())[:MOST_TOLD]
+            if share >= LEAST_TOLD
         ]
         rest = ""
         if search.is_pruned:
             rest = (
-                " The search picks the trials that go further by their results, so these would "
-                "hide what matters."
+                " Trials that went further were picked by their results and hardly differ in what "
+                "matters."
             )
         told.append(
             f"For {metric} after {counted(each.epochs, 'epoch')} these hyperparameters mattered "

@@ -26,6 +26,7 @@ from fmnist_lab.studies.summary import interval
 from fmnist_lab.texts import counted, line, lines, whole_number
 
 MAXIMIZE = "maximize"
+MOST_LEVELS = 12  # Of a range of numbers; one with more is drawn as a scale.
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 START, END = rf"(?:start\s*=)?\s*({NUMBER})", rf"(?:end\s*=)?\s*({NUMBER})"
 INTERVAL = re.compile(rf"\binterval\(\s*{START}\s*,\s*{END}\s*\)")
@@ -221,7 +222,7 @@ def take_apart(runs: pd.DataFrame, curves: pd.DataFrame, facts: Mapping[str, Any
         parameters=tuple(_parameters(table, facts["space"])),
         trials=table,
         values=values,
-        finals=pd.DataFrame([run for run in rows if run.get("role") == "final"]),
+        finals=pd.DataFrame(_finals(rows, best)),
         rungs=tuple(_rungs(table, values, facts)),
         best=best,
         front=front,
@@ -239,6 +240,18 @@ def _nothing(trials: pd.DataFrame, objectives: Sequence[str]) -> str:
         f"there is nothing to report: {'; '.join(reasons)}. Mend that and repeat the command with "
         "resume=true"
     )
+
+
+def _finals(rows: Iterable[dict[str, Any]], best: int | None) -> list[dict[str, Any]]:
+    """Return one run per final of the winner; a search that went on had other winners before."""
+    found: dict[Any, dict[str, Any]] = {}
+    for run in rows:
+        if run.get("role") != "final" or best not in (None, whole_number(run.get("trial"))):
+            continue
+        job = run.get("job_number", run["run_id"])
+        if job not in found or found[job]["status"] != "FINISHED":
+            found[job] = run
+    return [found[job] for job in sorted(found)]
 
 
 def state(status: str) -> str:
@@ -303,7 +316,12 @@ def _parameters(trials: pd.DataFrame, space: Mapping[str, str]) -> Iterable[Para
             if low < high:
                 yield Parameter(key, names[key], (), low, high, is_log)
                 continue
-        yield Parameter(key, names[key], tuple(ordered(trials[key])), math.nan, math.nan, False)
+        levels = tuple(ordered(trials[key]))
+        if len(levels) > MOST_LEVELS and all(isinstance(each, int | float) for each in levels):
+            is_log = levels[0] > 0 and LOGARITHMIC.search(text) is not None
+            yield Parameter(key, names[key], (), levels[0], levels[-1], is_log)
+        else:
+            yield Parameter(key, names[key], levels, math.nan, math.nan, False)
 
 
 def _best(trials: pd.DataFrame, facts: Mapping[str, Any]) -> tuple[int | None, tuple[int, ...]]:

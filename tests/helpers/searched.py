@@ -67,7 +67,7 @@ def search(trials=60, rungs=RUNGS, *, objectives=None, finals=5, seed=0, failed=
             "accuracy/gap": curves_of[best]["accuracy/gap"] + generator.normal(0, 1e-3),
         }
         run = _run(trials + place, f"final s{1000 + place}", "FINISHED", chosen[best], own, last)
-        runs.append(run | {"role": "final", "seed": f"{1000 + place}"})
+        runs.append(run | {"role": "final", "trial": f"{best}", "seed": f"{1000 + place}"})
     facts = {
         "objectives": objectives,
         "space": SPACE,
