@@ -154,7 +154,12 @@ def parameter_axis(parameter: Parameter) -> Chart:
     if parameter.levels:
         labels = list(vega.labels(parameter.levels, parameter.key).values())
         is_upright = max(map(len, labels)) * 6 * len(labels) > 170
-        axis: Chart = {"labelAngle": -90 if is_upright else 0, "labelPadding": 7, "ticks": False}
+        axis: Chart = {
+            "labelAngle": -90 if is_upright else 0,
+            "labelPadding": 7,
+            "labelLimit": 110,
+            "ticks": False,
+        }
         return vega.field("x", "ordinal", title=title, scale={"domain": labels}, axis=axis)
     scale: Chart = {"type": "log" if parameter.is_log else "linear", "nice": False, "zero": False}
     scale |= {"domain": [parameter.low, parameter.high], "padding": 6}
