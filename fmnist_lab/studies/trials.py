@@ -230,15 +230,16 @@ def take_apart(runs: pd.DataFrame, curves: pd.DataFrame, facts: Mapping[str, Any
 
 
 def _nothing(trials: pd.DataFrame, objectives: Sequence[str]) -> str:
-    reasons = [
-        f"trial {row['trial']} {row['status']}"
-        + (f": {line(row['failure'], 200)}" if row["failure"] else "")
-        for row in trials[:3].to_dict("records")
-    ]
+    reasons = dict.fromkeys(
+        f"{row['status']}: {line(row['failure'], 300) or 'no reason recorded'}"
+        for row in trials.to_dict("records")
+        if row["status"] not in ("RUNNING", "PAUSED")
+    )
+    why = "; ".join(list(reasons)[:3])
+    mend = f": {why}. Mend that and repeat the command with resume=true" if why else ""
     return (
         f"none of {counted(len(trials), 'trial')} has a finite {' and '.join(objectives)} yet, so "
-        f"there is nothing to report: {'; '.join(reasons)}. Mend that and repeat the command with "
-        "resume=true"
+        f"there is nothing to report{mend}"
     )
 
 
