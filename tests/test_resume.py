@@ -82,7 +82,7 @@ def test_nothing_is_found_where_nothing_was(store, asked, before, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("status", ["RUNNING", "KILLED", "FAILED"])
+@pytest.mark.parametrize("status", ["RUNNING", "KILLED", "FAILED", "SCHEDULED"])
 def test_an_interrupted_run_is_found_with_what_is_left_of_it(store, asked, before, status):
     run_id, left = before.run(status, threads="3", engine="graph")
     found = resume.look_up(store, asked, None)

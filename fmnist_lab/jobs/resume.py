@@ -17,6 +17,7 @@ from fmnist_lab.tracking.journal import (
     TOKEN_TAG,
     Journal,
     clear_half_removed,
+    is_at_rest,
     is_finished,
     is_live,
     journal_at,
@@ -202,9 +203,9 @@ def _clear(store: tracking.Store, runs: Runs) -> None:
 
 
 def _end(store: tracking.Store, runs: Runs) -> None:
-    """Mark runs as KILLED that the store believes to be running."""
+    """Mark runs as KILLED that the store believes to be running, or paused, and nothing is left."""
     for run in runs:
-        if run.status == "RUNNING":
+        if run.status in ("RUNNING", "PAUSED"):
             tracking.end(store, run.run_id, "KILLED")
 
 
@@ -255,9 +256,13 @@ def supersede(store: tracking.Store, config: Config) -> None:
     """
     here = tracking.experiment_name(store, config.tracking.experiment)
     for folder in _folders(store, config):
-        runs = [event for event in read_events(folder) if isinstance(event, Opened)]
-        if all(store.is_at(run.store) and run.experiment in (here, None) for run in runs):
-            _remove(folder)
+        events = read_events(folder)
+        runs = [event for event in events if isinstance(event, Opened)]
+        if not all(store.is_at(run.store) and run.experiment in (here, None) for run in runs):
+            continue
+        if _remove(folder) and runs and is_at_rest(events):
+            # A run without its state will not go on.
+            tracking.end(store, runs[-1].id, "KILLED")
 
 
 def _folders(store: tracking.Store, config: Config) -> list[Path]:

@@ -240,7 +240,7 @@ def _parsed(override: str) -> tuple[str, Any] | None:
 
 def _hash(config: DictConfig) -> str:
     """Return a hash of the parts of a config that make two sweeps the same: 16 hex digits."""
-    aside = {"hydra", "tracking", "name", "resume", "dry_run"}
+    aside = {"hydra", "tracking", "name", "resume", "dry_run", "pause_after"}
 
     def decides(override: str) -> bool:
         return re.split(r"[=./]", override.lstrip("+~"), maxsplit=1)[0] not in aside
