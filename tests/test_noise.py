@@ -2,6 +2,7 @@
 
 import hashlib
 import shlex
+from functools import cache
 from pathlib import Path
 
 import hydra
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 from composing import composed
 from idx_files import describe, idx_bytes, tiny_arrays, write
+from tracked import Tracked, train_here
 
 from fmnist_lab import config, data
 from fmnist_lab.config import naming
 from fmnist_lab.data import Noise
+from fmnist_lab.data.idx import IdxDataset
 from fmnist_lab.errors import UserError
-from fmnist_lab.jobs import build
+from fmnist_lab.jobs import build, outputs
 
 TRAIN, TEST = 400, 60
 # The symmetric table of three classes, but class 0 turns into class 2 alone and class 1 stays.
@@ -39,20 +42,22 @@ def _composer():
         yield
 
 
-def loaded(folder: Path, **options) -> data.Dataset:
-    arrays = tiny_arrays(TRAIN, TEST)
-    dataset, _ = describe({name: idx_bytes(array) for name, array in arrays.items()})
-    return data.load(folder, dataset=without_digests(dataset), **options)
-
-
-def without_digests(dataset):
-    from dataclasses import replace
-
-    files = {
-        name: replace(getattr(dataset, name), sha256=None)
+def idx_config(folder: Path, words: str = "") -> config.Config:
+    files = " ".join(
+        f"data.{name}={name}-idx"
         for name in ("train_images", "train_labels", "test_images", "test_labels")
-    }
-    return replace(dataset, **files)
+    )
+    base = f"data=idx data.name=tiny data.dir={folder} data.class_names=3 {files}"
+    return composed(f"{base} {words}")
+
+
+def loaded(folder: Path, **options) -> data.Dataset:
+    return data.load(folder, dataset=description(folder), **options)
+
+
+@cache
+def description(folder: Path) -> IdxDataset:
+    return build._description(idx_config(folder).data)
 
 
 def index_of(images: np.ndarray) -> list[int]:
@@ -217,16 +222,85 @@ def test_images_that_are_not_there_cannot_be_left_out(folder, options, said):
     assert said in refusal(folder, **options)
 
 
-# The config
+# A run
+
+MEASURED = ("memorised", "seen_through", "by_mistake")
 
 
-def idx_config(folder: Path, words: str = "") -> config.Config:
-    files = " ".join(
-        f"data.{name}={name}-idx"
-        for name in ("train_images", "train_labels", "test_images", "test_labels")
+def test_the_metrics_tell_the_labels_that_are_trained_on_from_the_true_ones(folder):
+    noisy = loaded(folder, noise=Noise(0.25, validation=True), validation_fraction=0.25)
+    eye = np.eye(3, dtype=np.float32)
+    learnt_by_heart = {
+        part: eye[getattr(noisy, f"{part}_labels")] for part in ("train", "validation", "test")
+    }
+    found = outputs.metrics(learnt_by_heart, noisy)
+    assert (found["accuracy/train"], found["accuracy/train_clean"]) == (1, 0.75)
+    assert (found["accuracy/validation"], found["accuracy/validation_clean"]) == (1, 0.75)
+    assert (found["accuracy/gap"], found["accuracy/gap_clean"]) == (0, -0.25)
+    assert [found[f"mislabelled/{name}"] for name in MEASURED] == [1, 0, 0]
+    seen_through = learnt_by_heart | {"train": eye[noisy.clean_train_labels]}
+    found = outputs.metrics(seen_through, noisy)
+    assert (found["accuracy/train"], found["accuracy/train_clean"]) == (0.75, 1)
+    assert [found[f"mislabelled/{name}"] for name in MEASURED] == [0, 1, 0]
+    # Without noise there are the metrics that there were.
+    plain = outputs.metrics(learnt_by_heart, loaded(folder, validation_fraction=0.25))
+    parts = ("test", "train", "gap", "validation")
+    assert plain.keys() == {f"{name}/{part}" for name in ("accuracy", "loss") for part in parts}
+
+
+@pytest.mark.slow
+def test_a_run_with_noise_is_found_and_made_again_without_the_files_it_was_given(
+    backend, real_data, tmp_path, capsys, monkeypatch
+):
+    from fmnist_lab.runs.__main__ import app
+
+    words = ("data.train_limit=640", "data.test_limit=320", "trainer.epochs=2", "data.split_seed=1")
+    noise = ("data.label_noise=0.25", "data.validation_fraction=0.1", "data.noisy_validation=true")
+    listed = tmp_path / "leaked.csv"
+    listed.write_text("split,index\ntest,0\ntrain,5\ntest,3\n")
+    lists = ("data.exclude=leaked.csv", "data.exclude_test=leaked.csv")
+    train_here(tmp_path, *words, *noise, *lists)
+    tracked = Tracked(tmp_path)
+    run = tracked.one()
+    assert run.info.run_name.startswith("h128 e2 noise0.25 train640 test320 val0.1")
+    assert run.data.params["data.label_noise"] == "0.25"
+    metrics = run.data.metrics
+    shares = [metrics[f"mislabelled/{name}"] for name in MEASURED]
+    assert all(0 <= share <= 1 for share in shares)
+    # Of 144 wrong labels among 576: the two accuracies differ by what is answered there.
+    right = metrics["accuracy/train"] - metrics["accuracy/train_clean"]
+    assert right == pytest.approx((shares[0] - shares[1]) * 144 / 576)
+    assert metrics["accuracy/validation_clean"] != metrics["accuracy/validation"]
+    gaps = {"gap": "train", "gap_clean": "train_clean"}
+    for name, part in gaps.items():
+        between = metrics[f"accuracy/{part}"] - metrics["accuracy/test"]
+        assert metrics[f"accuracy/{name}"] == pytest.approx(between)
+    assert len(tracked.history(run, "mislabelled/memorised")) == 2
+    assert "mislabelled.png" in tracked.files(run)
+    said = capsys.readouterr().out
+    assert "144 of 576 training labels were made wrong" in said
+    # The same list in another file is the same config; the list that is there now is another.
+    listed.rename(tmp_path / "same.csv")
+    listed.write_text("index\n7\n")
+    same = ("data.exclude=same.csv", "data.exclude_test=same.csv")
+    train_here(tmp_path, *words, *noise, *same, "resume=true")
+    assert f"has answered this config already; its id is {run.info.run_id}" in (
+        capsys.readouterr().out
     )
-    base = f"data=idx data.name=tiny data.dir={folder} data.class_names=3 {files}"
-    return composed(f"{base} {words}")
+    listed.unlink()
+    (tmp_path / "same.csv").unlink()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        app(["reproduce", run.info.run_id, "--store", tracked.uri])
+    assert not ended.value.code
+    assert "Identical to run" in capsys.readouterr().out
+    again = tracked.runs()[0]
+    for tag in ("config.hash", "data.digest"):
+        assert again.data.tags[tag] == run.data.tags[tag]
+    assert again.data.params == run.data.params
+
+
+# The config
 
 
 def test_a_config_holds_the_content_of_its_files(folder, tmp_path):
@@ -294,6 +368,7 @@ def test_each_key_changes_the_hashes_and_the_name_and_its_default_neither():
         ("data.exclude={}", "index,split\n1,val\n", "line 2 has the split 'val'"),
         ("data.exclude={}", "index,split\n1\n", "line 2 has 1 cells and not 2"),
         ("data.exclude={}", "split,index\ntest,1\n", "give it as data.exclude_test"),
+        ("data.exclude=/dev/zero", "", "received /dev/zero, which is no file"),
         ("data.exclude=[-1]", "", "data.exclude: received [-1], expected the path of a file"),
         ("data.noise_table={}", "0,x\n", "could not convert string to float: 'x'"),
         (

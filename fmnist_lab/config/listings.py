@@ -96,6 +96,8 @@ def _rows(key: str, file: str) -> list[tuple[int, list[str]]]:
     """Return the cells of a CSV file's lines, without blank ones and comments, by line number."""
     path = Path(file).expanduser()
     try:
+        if path.exists() and not path.is_file():
+            raise _refused(key, f"{file}, which is no file", "give the path of one")
         if path.stat().st_size > MAX_BYTES:
             raise _refused(key, f"{file}, which is larger than {MAX_BYTES} bytes", LIST_MEND)
         # As spreadsheets write it, with a mark of the byte order.

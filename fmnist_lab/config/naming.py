@@ -46,6 +46,8 @@ SPOKEN = {
 BUILT = ("model", "optimizer", "schedule")
 GROUPS = ("data", *BUILT, "trainer", "augmentation")
 FIRST = ("model", "model.hidden_units", "trainer.epochs")
+# The keys of the data that do not come last, as its limits do.
+EARLY = ("data.name", "data.label_noise", "data.random_labels")
 
 LONGEST_WORD = 40
 LONGEST_NAME = 80
@@ -161,7 +163,7 @@ def _place(key: str) -> int:
     """Return the number that sorts parameters: model and epochs first, limits of the data last."""
     if key in FIRST:
         return FIRST.index(key)
-    return len(FIRST) + (key.startswith("data.") and key != "data.name")
+    return len(FIRST) + (key.startswith("data.") and key not in EARLY)
 
 
 def _other(own: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
