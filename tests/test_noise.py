@@ -1,12 +1,14 @@
 """Labels made wrong on purpose, and which images a run takes: the data, the config, the hashes."""
 
 import hashlib
+import math
 import shlex
 from functools import cache
 from pathlib import Path
 
 import hydra
 import numpy as np
+import pandas as pd
 import pytest
 from composing import composed
 from idx_files import describe, idx_bytes, tiny_arrays, write
@@ -18,6 +20,7 @@ from fmnist_lab.data import Noise
 from fmnist_lab.data.idx import IdxDataset
 from fmnist_lab.errors import UserError
 from fmnist_lab.jobs import build, outputs
+from fmnist_lab.studies import comparison, summary
 
 TRAIN, TEST = 400, 60
 # The symmetric table of three classes, but class 0 turns into class 2 alone and class 1 stays.
@@ -385,3 +388,66 @@ def test_what_a_file_or_a_value_cannot_be_is_one_sentence(tmp_path, words, conte
         composed(shlex.join(words.format(file).split()))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# Reports and comparisons
+
+
+def kept(first: str = "r", **columns: object) -> pd.DataFrame:
+    """Finished runs as a store's table has them."""
+    count = max(len(each) for each in columns.values() if isinstance(each, list))
+    rows = pd.DataFrame({"status": ["FINISHED"] * count, "data.train_limit": ["900"] * count})
+    rows["run_id"] = [f"{first}{place}" for place in range(count)]
+    rows["name"] = rows["run_id"]
+    metrics = {"accuracy/test": 0.8, "accuracy/gap": 0.1, "loss/test": 0.5, "loss/gap": 0.2}
+    return rows.assign(**(metrics | {"seed": "0"} | columns))
+
+
+def test_a_run_without_noise_has_none_of_it_among_those_that_have():
+    study = summary.take_apart(
+        kept(
+            **{
+                "data.label_noise": [None, "0.2", "0.2"],
+                "data.random_labels": [None] * 3,
+                "seed": ["0", "0", "1"],
+                "mislabelled/memorised": [math.nan, 0.1, 0.3],
+            }
+        )
+    )
+    assert study.parameters == ["data.label_noise"]
+    assert study.summary["data.label_noise"].tolist() == [0, 0.2]
+    assert study.summary["mislabelled/memorised/mean"].tolist()[1] == pytest.approx(0.2)
+    plain = summary.take_apart(kept(seed=["0", "1"])).summary
+    assert not [name for name in plain if "clean" in name or "mislabelled" in name]
+
+
+def test_runs_that_differ_in_the_seeds_of_their_data_are_of_one_setting():
+    seeds = {"data.split_seed": ["0", "1", "1"], "data.noise_seed": [None, None, "4"]}
+    study = summary.take_apart(kept(**seeds))
+    assert study.parameters == []
+    assert study.summary["runs"].tolist() == [3]
+    twice = summary.take_apart(kept(**{"data.split_seed": ["1", "1"]}))
+    assert [run.reason for run in twice.unused] == ["repeats setting and seed of r0 (r0)"]
+    # Runs on other samples are no evidence of different settings.
+    verdict = compared(kept("a", **{"data.split_seed": ["0"]}), kept("b", seed=["0"]))
+    assert ("config", "data.split_seed", "0", "-") in verdict.differences
+    assert comparison.SAME_SETTING in verdict.sentences
+
+
+def compared(a: pd.DataFrame, b: pd.DataFrame, test: tuple[int, int] = (9, 9)):
+    """Two runs of other training sets, with so many test images each."""
+    sides = [
+        comparison.Side(summary.take_apart(runs), {f"{name}0": {"data.digest": name}})
+        for name, runs in (("a", a), ("b", b))
+    ]
+    counts = dict(zip(("a0", "b0"), test, strict=True))
+    return comparison.compare(
+        *sides, lambda run: (np.eye(3)[np.zeros(counts[run], int)], np.zeros(counts[run], int))
+    )
+
+
+def test_other_noise_is_compared_on_the_test_images_that_both_have():
+    sides = kept("a", **{"data.label_noise": ["0.2"]}), kept("b", seed=["0"])
+    assert ("config", "data.label_noise", "0.2", "-") in compared(*sides).differences
+    with pytest.raises(UserError, match="tested on different images"):
+        compared(*sides, (9, 8))
