@@ -85,6 +85,33 @@ def test_epoch_metrics_come_in_the_order_mlflow_shall_see():
     ]
 
 
+def test_mislabelled_images_are_counted_apart():
+    answers, given, true = [1, 1, 0, 2, 1, 0], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]
+    probabilities = np.eye(3, dtype=np.float32)[answers]
+    # Of unseen images of class 0, a quarter is taken for class 1.
+    unseen = np.eye(3, dtype=np.float32)[[0, 0, 2, 1, 1]]
+    labels, clean, of_unseen = (np.array(each, np.uint8) for each in (given, true, [0, 0, 0, 0, 1]))
+    found = evaluation.mislabelled(probabilities, labels, clean, unseen, of_unseen)
+    assert found == {"memorised": 0.5, "seen_through": 0.25, "by_mistake": 0.25}
+    assert evaluation.mislabelled(probabilities, labels, labels, unseen, of_unseen) == {}
+    elsewhere = np.full(5, 2, np.uint8)
+    found = evaluation.mislabelled(probabilities, labels, clean, unseen, elsewhere)
+    assert found == {"memorised": 0.5, "seen_through": 0.25}
+
+
+def test_clean_labels_have_a_gap_of_their_own():
+    metrics = evaluation.epoch_metrics(
+        Scores(0.75, 0.5), Scores(0.5, 1.0), train_clean=Scores(0.625, 0.75)
+    )
+    assert list(metrics.items())[6:] == [
+        ("accuracy/train_clean", 0.625),
+        ("loss/train_clean", 0.75),
+        ("accuracy/gap_clean", 0.125),
+        ("loss/gap_clean", 0.25),
+    ]
+    assert metrics["accuracy/gap"] == 0.25
+
+
 def test_confusion_matrix_by_hand():
     matrix = evaluation.confusion_matrix(PROBABILITIES, LABELS, 3)
     assert matrix.dtype == np.int64

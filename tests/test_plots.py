@@ -64,6 +64,13 @@ def every_figure(names=NAMES):
         "single_prediction": figures.single_prediction(images[0], probabilities[0], 1, names),
         "prediction_grid": figures.prediction_grid(images, probabilities[:30], labels[:30], names),
         "learning_curves": figures.learning_curves(make_history(7)),
+        "mislabelled": figures.mislabelled(
+            {
+                "epoch": [1, 2, 3],
+                "mislabelled/memorised": [0.02, NAN, 0.6],
+                "mislabelled/seen_through": [0.7, NAN, 0.3],
+            }
+        ),
         "confusion_matrix": figures.confusion_matrix(
             evaluation.confusion_matrix(probabilities, labels, classes), names
         ),
@@ -291,6 +298,25 @@ def test_learning_curves_draw_fit_dashed_and_validation_apart():
     assert [line.get_ydata().tolist() for line in dashed] == [[0.6, 0.8, 0.85]]
     assert dashed[0].get_linewidth() < 1
     assert {"fit 0.850", "validation 0.830"} <= set(words(figure))
+    assert_legible(figure)
+
+
+def test_wrong_labels_are_red_and_have_curves_of_their_own(every):
+    wrong = np.array([False, True, False])
+    labels = np.array([0, 1, 2])
+    figure = figures.image_grid(make_images(3), labels, NAMES, wrong=wrong)
+    assert [colour_of(figure, NAMES[label]) == look.RED for label in labels] == wrong.tolist()
+    assert "made wrong" in note(figure)
+    assert {"memorised 0.600", "seen through 0.300", "other 0.100"} <= set(
+        words(every["mislabelled"])
+    )
+    learnt = every["mislabelled"].axes[0].lines[0]
+    np.testing.assert_array_equal(learnt.get_xydata(), [[1, 0.02], [3, 0.6]])
+    clean = {"accuracy/train_clean": [0.8, 0.9, 0.7], "loss/train_clean": [0.5, 0.4, 0.6]}
+    figure = figures.learning_curves(make_history(3, **clean))
+    dotted = [line for line in figure.axes[0].lines if line.get_linestyle() == ":"]
+    assert [line.get_ydata().tolist() for line in dotted] == [[0.8, 0.9, 0.7]]
+    assert {"true labels 0.700", "true labels 0.600"} <= set(words(figure))
     assert_legible(figure)
 
 

@@ -1,6 +1,7 @@
 """What a run's screens say, from figures made up for it."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,6 +72,40 @@ def test_a_training_figure_of_wrong_labels_is_not_taken_for_the_absence_of_overf
     said = verdict((700, 1_000), (830, 1_000))
     assert "the gap is -0.1300" in said
     assert "this gap does not tell whether the model overfits" in said
+
+
+@pytest.mark.parametrize(
+    ("memorised", "clean", "said"),
+    [
+        (0.9, 0.7, "and the difference is learnt by heart. It sees through 5.0 %"),
+        (0.03, 0.9, "so there is no evidence that it has learnt any by heart. It sees through"),
+        (0.9, 0.7, "it gets 10.0 fewer of 100 right (95 % interval 6.2 to 13.7) among those than"),
+        (0.03, 0.9, "it gets 10.0 more of 100 right (95 % interval 6.9 to 13.1) among those than"),
+        (0.03, 0.81, "the gap is +0.0100, with a 95 % interval from -0.0247 to +0.0447: no evid"),
+    ],
+)
+def test_of_wrong_labels_it_is_said_what_the_figures_are_of(memorised, clean, said):
+    true = (np.arange(1_000) % 10).astype(np.uint8)
+    some = dataset(1_000, 1_000)
+    noisy = replace(some, train_labels=np.where(true < 2, true + 1, true), clean_train_labels=true)
+    metrics = {
+        "accuracy/train": 0.95,
+        "accuracy/test": 0.8,
+        "accuracy/gap": 0.15,
+        "accuracy/train_clean": clean,
+        "accuracy/gap_clean": clean - 0.8,
+        "mislabelled/memorised": memorised,
+        "mislabelled/seen_through": 0.05,
+        "mislabelled/by_mistake": 0.025,
+    }
+    told = screen.verdict(metrics, noisy)
+    assert told.startswith(
+        "The training figure, and so the gap, is by the labels that the model was trained on, and "
+        "200 of those 1,000 were made wrong. Of these 200 images it predicts "
+        f"{100 * memorised:.1f} % as the wrong label that they have; on test images of the same "
+        "classes, that mistake happens in 2.5 %, "
+    )
+    assert said in told
 
 
 @pytest.mark.usefixtures("backend")

@@ -23,6 +23,19 @@ OptionalCount = Annotated[
 ]
 Fraction = Annotated[float, Field(ge=0, le=1, description="a number from 0 to 1", examples=[0.5])]
 Flag = Annotated[bool, Field(description="true or false")]
+Seed = Annotated[int, Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295")]
+OptionalSeed = Annotated[
+    int | None,
+    Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295, or null"),
+]
+Indices = Annotated[
+    Annotated[str, Field(min_length=1)] | list[Annotated[int, Field(ge=0)]] | None,
+    Field(description="the path of a file with indices of images, a list of them, or null"),
+]
+Table = Annotated[
+    Annotated[str, Field(min_length=1)] | list[list[float]] | None,
+    Field(description="the path of a CSV file of probabilities, or null"),
+]
 Positive = Annotated[float, Field(gt=0, description="a finite number above 0")]
 OptionalPositive = Annotated[
     float | None, Field(gt=0, description="a finite number above 0, or null")

@@ -11,6 +11,18 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+# Keys of `data` that are younger than the first stores, with the values that change nothing. A
+# config that has these values has the hash that it had before there were such keys.
+YOUNGER = {
+    "split_seed": None,
+    "exclude": None,
+    "exclude_test": None,
+    "label_noise": 0,
+    "noise_seed": 0,
+    "noise_table": None,
+    "noisy_validation": False,
+    "random_labels": False,
+}
 CONSTANT = "fmnist_lab.schedules.constant"
 
 
@@ -55,7 +67,11 @@ def _deciding(values: Mapping[str, Any]) -> dict[str, Any]:
     places = ("cache_dir", "download", *(() if unverified else ("dir",)))
     return {
         **{key: value for key, value in values.items() if key not in elsewhere},
-        "data": {key: value for key, value in data.items() if key not in places},
+        "data": {
+            key: value
+            for key, value in data.items()
+            if key not in places and not (key in YOUNGER and value == YOUNGER[key])
+        },
     }
 
 

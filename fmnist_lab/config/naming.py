@@ -8,6 +8,7 @@ files are the only list of defaults that there is.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,10 +17,11 @@ from typing import Any
 
 from fmnist_lab.config import files
 from fmnist_lab.config.functions import Optimizer
+from fmnist_lab.config.identity import YOUNGER
 from fmnist_lab.config.schema import Config
 
 # The keys of the data that a study may vary; the places and names of the files are not among them.
-VARIED_DATA = {"name", "train_limit", "test_limit", "validation_fraction"}
+VARIED_DATA = {"name", "train_limit", "test_limit", "validation_fraction", *YOUNGER}
 
 # Keys that everybody knows by a letter or two; others keep their names.
 SHORT = {
@@ -30,6 +32,7 @@ SHORT = {
     "data.train_limit": "train",
     "data.test_limit": "test",
     "data.validation_fraction": "val",
+    "data.label_noise": "noise",
     "seed": "s",
 }
 # Keys whose values need no name before them.
@@ -43,6 +46,8 @@ SPOKEN = {
 BUILT = ("model", "optimizer", "schedule")
 GROUPS = ("data", *BUILT, "trainer", "augmentation")
 FIRST = ("model", "model.hidden_units", "trainer.epochs")
+# The keys of the data that do not come last, as its limits do.
+EARLY = ("data.name", "data.label_noise", "data.random_labels")
 
 LONGEST_WORD = 40
 LONGEST_NAME = 80
@@ -68,17 +73,32 @@ def _flat(config: Config) -> dict[str, Any]:
         "callbacks": ", ".join(config.callbacks) or None,
         "seed": config.seed,
     }
+    data = config.data.model_dump(include=VARIED_DATA)
     groups = {
         **{group: getattr(config, group).model_dump(exclude={"target"}) for group in BUILT},
         "trainer": config.trainer.model_dump(exclude={"engine"}),
         # Zero or false is the same as not being there.
         "augmentation": {k: v or None for k, v in config.augmentation.model_dump().items()},
-        "data": config.data.model_dump(include=VARIED_DATA),
+        "data": {name: _of_data(name, value) for name, value in data.items()},
         **{f"callbacks.{name}": each.arguments() for name, each in config.callbacks.items()},
     }
     for group, values in groups.items():
         flat |= {f"{group}.{name}": value for name, value in values.items()}
     return flat
+
+
+def _of_data(name: str, value: Any) -> Any:
+    """Return a value of the group `data`: None for what changes nothing, a list in short.
+
+    A list of indices, or a table, is told by its size and four bytes of its hash, so that a run is
+    not named after the place of a file.
+    """
+    if name in YOUNGER and value == YOUNGER[name]:
+        return None
+    if not isinstance(value, list):
+        return value
+    size = f"{len(value)}x{len(value[0])}" if name == "noise_table" else str(len(value))
+    return f"{size}-{hashlib.sha256(json.dumps(value).encode()).hexdigest()[:8]}"
 
 
 def run_name(config: Config, job: str = "") -> str:
@@ -143,15 +163,18 @@ def _place(key: str) -> int:
     """Return the number that sorts parameters: model and epochs first, limits of the data last."""
     if key in FIRST:
         return FIRST.index(key)
-    return len(FIRST) + (key.startswith("data.") and key != "data.name")
+    return len(FIRST) + (key.startswith("data.") and key not in EARLY)
 
 
 def _other(own: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that are not the usual ones; 0 and false count as null."""
+    """Return the values that are not the usual ones; 0 and false count as null.
+
+    A `split_seed` of 0 draws images, and null takes the first.
+    """
 
     def is_usual(key: str, value: Any) -> bool:
         pair = {text(value), text(usual[key])}
-        return len(pair) == 1 or pair <= {"none", "0", "false"}
+        return len(pair) == 1 or (pair <= {"none", "0", "false"} and key != "data.split_seed")
 
     return {
         key: value

@@ -13,15 +13,19 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, SerializeAsAny, ValidationError
 
-from fmnist_lab.config import identity, messages
+from fmnist_lab.config import identity, listings, messages
 from fmnist_lab.config.fields import (
     Count,
     Flag,
     Fraction,
+    Indices,
     OptionalCount,
+    OptionalSeed,
     OptionalText,
     Section,
+    Seed,
     Share,
+    Table,
     Text,
 )
 from fmnist_lab.config.functions import Buildable, Optimizer, Own, section_of
@@ -42,6 +46,15 @@ class Data(Section):
     train_limit: OptionalCount = Field(examples=[1000])
     test_limit: OptionalCount = Field(examples=[1000])
     validation_fraction: Share
+    # Younger than the first stores, whose configs do not have them, nor have users' own YAML files.
+    split_seed: OptionalSeed = None
+    exclude: Indices = Field(None, examples=["leaked.csv"])
+    exclude_test: Indices = Field(None, examples=["leaked.csv"])
+    label_noise: Fraction = Field(0.0, examples=[0.2])
+    noise_seed: Seed = 0
+    noise_table: Table = Field(None, examples=["confusions.csv"])
+    noisy_validation: Flag = False
+    random_labels: Flag = False
 
 
 class IdxData(Data):
@@ -147,11 +160,11 @@ class Config(Section):
     tracking: Tracking
     checkpoint: Checkpoint
     job: Job
-    seed: Annotated[int, Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295")]
+    seed: Seed
     name: OptionalText
     resume: Flag
     dry_run: Flag = False
-    pause_after: OptionalCount = Field(examples=[3])
+    pause_after: OptionalCount = Field(None, examples=[3])
     model_uri: OptionalText = Field(examples=["runs:/RUN_ID/model"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -225,6 +238,7 @@ def validate(values: Mapping[str, Any]) -> Config:
         name: check_section(section, values.get(name), f"{name}.")
         for name, section in sections(values).items()
     }
+    groups["data"] = _with_contents(groups["data"])
     callbacks = {
         name: check_section(Own, node, f"callbacks.{name}.")
         for name, node in (values.get("callbacks") or {}).items()
@@ -271,6 +285,23 @@ def _check_pause(config: Config) -> None:
                 f"pause_after: received {after}, but with {key} no state is kept that a paused run "
                 f"could go on from; leave out {key} or pause_after"
             )
+
+
+def _with_contents(data: Section) -> Section:
+    """Return the group `data` with the content of its files in the place of their paths.
+
+    Raises:
+        UserError: A file is none of its kind, or labels are to be wrong in two ways.
+    """
+    values = data.model_dump()
+    if values["random_labels"]:
+        for name in ("label_noise", "noise_table"):
+            if values[name]:
+                raise UserError(
+                    f"data.{name}: received {values[name]}, but with data.random_labels=true each "
+                    "label is drawn at random anyway; leave out one of them"
+                )
+    return data.model_copy(update=listings.contents(values))
 
 
 def _check_choices(config: Config) -> None:

@@ -9,15 +9,19 @@ database of handwritten digits".
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from fmnist_lab.data.idx import IdxDataset, IdxFile, fault, parse, sha256
+from fmnist_lab.data.noise import Noise
 from fmnist_lab.data.sources import find, read_dir
 
-SPLIT_STREAM = 0x5A11D  # keeps the split's random numbers apart from other uses of the same seed
+# They keep the random numbers of the split, and those of a sample of the training images, apart
+# from other uses of the same seed.
+SPLIT_STREAM, SAMPLE_STREAM = 0x5A11D, 0x5A3B1E
 
 FASHION_MNIST = IdxDataset(
     name="fashion-mnist",
@@ -57,13 +61,17 @@ class Dataset:
     Attributes:
         train_images, validation_images, test_images: (n, height, width) each, or (n, height,
             width, 3) in colour; there are 0 validation images if no split was asked for.
-        train_labels, validation_labels, test_labels: (n,) each, indices into `class_names`.
+        train_labels, validation_labels, test_labels: (n,) each, indices into `class_names`; those
+            that are trained and validated on, with `Noise` in them if it was asked for.
         class_names: One name per class.
         name: Name of the data set.
         digest: SHA-256 (hex) of the arrays after limits and split, in the order below; each enters
             as its shape, "(n, ...)" and a line feed, and its bytes in C order. Equal data have
-            equal digests, whatever the source.
+            equal digests, whatever the source. Clean labels enter only if they are there.
         source: The place of the files, in plain words.
+        clean_train_labels: The labels of the training images as they were, if labels were made
+            wrong; else None.
+        clean_validation_labels: The same for the validation images.
     """
 
     train_images: np.ndarray
@@ -76,6 +84,15 @@ class Dataset:
     name: str
     digest: str
     source: str
+    clean_train_labels: np.ndarray | None = None
+    clean_validation_labels: np.ndarray | None = None
+
+    @property
+    def wrong_labels(self) -> int:
+        """The number of training labels that were made wrong."""
+        if self.clean_train_labels is None:
+            return 0
+        return int((self.clean_train_labels != self.train_labels).sum())
 
     def __repr__(self) -> str:
         """Say how many images there are, and how to use them."""
@@ -86,9 +103,11 @@ class Dataset:
             "test": self.test_images,
         }
         counts = [f"{len(images):,} {part}" for part, images in parts.items() if len(images)]
+        wrong = f", {self.wrong_labels:,} training labels wrong" if self.wrong_labels else ""
         return (
             f"<{self.name}: {', '.join(counts)} images of {height} x {width} pixels"
-            f"{' in colour' if channels else ''}, {len(self.class_names)} classes; uint8, 0 to 255."
+            f"{' in colour' if channels else ''}, {len(self.class_names)} classes{wrong}; uint8, "
+            "0 to 255."
             " The arrays are read-only: x.copy() gives one to change, x / 255 one of floats. The"
             " models take them as they are, and rescale them themselves.>"
         )
@@ -102,6 +121,10 @@ def load(
     test_limit: int | None = None,
     validation_fraction: float = 0.0,
     seed: int = 0,
+    split_seed: int | None = None,
+    exclude: Sequence[int] = (),
+    exclude_test: Sequence[int] = (),
+    noise: Noise | None = None,
     dataset: IdxDataset = FASHION_MNIST,
     download: bool = True,
 ) -> Dataset:
@@ -110,11 +133,17 @@ def load(
     Args:
         dir: Folder with the four files, packed as .gz or not; no other source is then tried.
         cache_dir: Our cache; default is FMNIST_LAB_CACHE or the user's cache folder.
-        train_limit: Keep the first so many training images, before the split; None keeps all.
+        train_limit: Keep so many training images, before the split; None keeps all.
         test_limit: Keep the first so many test images; None keeps all.
         validation_fraction: In [0, 1). `round(validation_fraction * n)` of the n training images,
             stratified by class, become the validation set; both parts keep their order.
         seed: Chooses which images go into the validation set.
+        split_seed: Chooses that in the place of `seed`, and which images `train_limit` keeps, a
+            sample without replacement, in their order; a larger limit keeps those of a smaller
+            one. None: `train_limit` keeps the first.
+        exclude: Indices of training images to leave out, before all else.
+        exclude_test: The same for test images.
+        noise: How the training labels are made wrong, after the split; None: they stay.
         dataset: The description of the data set.
         download: Whether sources on the network may be used.
 
@@ -123,7 +152,7 @@ def load(
 
     Raises:
         UserError: No source has the files, the files in `dir` are missing or wrong, or a limit,
-            the fraction or the seed is out of range.
+            the fraction, a seed or an index is out of range, or the noise is none that there is.
     """
     if dir is not None:
         contents, source = read_dir(dir, dataset)
@@ -136,21 +165,31 @@ def load(
                 received = f"content that is not {dataset.name}'s (SHA-256 {received})"
                 raise fault(f"{file.name} ({source})", received, f"SHA-256 {file.sha256}")
 
-    train = slice(_checked_limit("train_limit", train_limit, len(train_labels)))
-    test = slice(_checked_limit("test_limit", test_limit, len(test_labels)))
+    train = _chosen("train", train_limit, exclude, len(train_labels), split_seed)
+    test = _chosen("test", test_limit, exclude_test, len(test_labels))
+    total, classes = len(train_labels), len(dataset.class_names)
     train_images, train_labels = train_images[train], train_labels[train]
-    kept, cut = _split(train_labels, validation_fraction, seed)
+    split = seed if split_seed is None else split_seed
+    kept, cut = _split(train_labels, validation_fraction, split)
+    labels, clean = [train_labels[kept], train_labels[cut]], list[np.ndarray | None]([None, None])
+    if noise is not None and (noise.share or noise.random):
+        index = np.arange(total)[train]
+        for at, part in enumerate([kept, cut] if noise.validation else [kept]):
+            if len(labels[at]):
+                clean[at] = labels[at]
+                labels[at] = noise.applied(labels[at], index[part], total, classes)
     arrays = (
-        *(train_images[kept], train_labels[kept]),
-        *(train_images[cut], train_labels[cut]),
+        *(train_images[kept], labels[0]),
+        *(train_images[cut], labels[1]),
         *(test_images[test], test_labels[test]),
     )
     digest = hashlib.sha256()
-    for array in arrays:
+    for array in (*arrays, *(each for each in clean if each is not None)):
         array.setflags(write=False)
         digest.update(f"{array.shape}\n".encode())
         digest.update(array.reshape(-1).data)
-    return Dataset(*arrays, dataset.class_names, dataset.name, digest.hexdigest(), source)
+    named = dataset.class_names, dataset.name, digest.hexdigest(), source
+    return Dataset(*arrays, *named, *clean)
 
 
 def _parse(
@@ -190,11 +229,35 @@ def _parse(
     return tuple(arrays)
 
 
-def _checked_limit(name: str, limit: int | None, available: int) -> int | None:
+def _chosen(
+    part: str, limit: int | None, excluded: Sequence[int], total: int, seed: int | None = None
+) -> np.ndarray | slice:
+    """Return the places of the images that are kept of a part of the data, in their order."""
+    beyond = [index for index in excluded if not 0 <= index < total]
+    if beyond:
+        name = "data.exclude" if part == "train" else f"data.exclude_{part}"
+        long = "training" if part == "train" else part
+        expected = f"indices from 0 to {total - 1}, of the {total} {long} images"
+        mend = "Leave that index out, or take the list that belongs to this data set."
+        raise fault(name, f"the index {beyond[0]}", expected, mend)
+    available = total - len(set(excluded))
+    if not available:
+        received, expected = f"all {total} images", "fewer, so that one is left at least"
+        raise fault(f"data.exclude for {part}", received, expected, "Shorten the list.")
     if limit is not None and not 1 <= limit <= available:
         mend = "Choose one in that range, or null for all."
-        raise fault(f"data.{name}", str(limit), f"1 to {available}, the images there are", mend)
-    return limit
+        name = f"data.{part}_limit"
+        raise fault(name, str(limit), f"1 to {available}, the images there are", mend)
+    if seed is not None and seed < 0:
+        raise fault("data.split_seed", str(seed), "0 or more", "Choose another seed.")
+    if not excluded and (seed is None or limit is None):
+        return slice(limit)  # a view: nothing is copied
+    places = np.setdiff1d(np.arange(total), np.fromiter(excluded, np.int64, len(excluded)))
+    if seed is None or limit is None:
+        return places[:limit]
+    # One random key per image, so that a larger limit keeps the images of a smaller one.
+    bits = np.random.Generator(np.random.PCG64([seed, SAMPLE_STREAM]))
+    return np.sort(places[np.argsort(bits.random(total)[places], kind="stable")[:limit]])
 
 
 def _split(

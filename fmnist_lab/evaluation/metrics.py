@@ -177,15 +177,62 @@ def gap_interval(train_hits: int, train: int, test_hits: int, test: int) -> tupl
     return share - other - down, share - other + up
 
 
+def mislabelled(
+    probabilities: NDArray[Any],
+    labels: NDArray[Any],
+    clean: NDArray[Any],
+    test: NDArray[Any],
+    test_labels: NDArray[Any],
+) -> dict[str, float]:
+    """The model's answers to the images whose labels were made wrong, and to those alone.
+
+    Args:
+        probabilities: float32 (n, classes), of the training images.
+        labels: uint8 (n,), the labels that the model is trained on.
+        clean: uint8 (n,), the labels before some were made wrong.
+        test: float32 (m, classes), of images that the model has not seen.
+        test_labels: uint8 (m,), their true classes.
+
+    Returns:
+        Empty if no label is wrong; else three shares. `memorised`: the images with a wrong label
+        that are predicted as that label. `seen_through`: those predicted as their true class; the
+        rest is predicted as a third class. `by_mistake`: the `memorised` to expect of a model that
+        has not seen these images, the mean of P(wrong label | true class) in the confusion matrix
+        of the unseen ones; it is not there if none of these is of such a class.
+
+    Raises:
+        ValueError: The arrays do not fit together.
+    """
+    _check(probabilities, labels)
+    _check(probabilities, clean)
+    wrong = labels != clean
+    if not wrong.any():
+        return {}
+    rows, given, true = probabilities[wrong], labels[wrong], clean[wrong]
+    matrix = confusion_matrix(test, test_labels, probabilities.shape[1])
+    count = matrix.sum(axis=1)[true]
+    mistakes = matrix[true, given][count > 0] / count[count > 0]
+    shares = {"memorised": accuracy(rows, given), "seen_through": accuracy(rows, true)}
+    return shares | ({"by_mistake": float(mistakes.mean())} if len(mistakes) else {})
+
+
 def epoch_metrics(
-    train: Scores, test: Scores, validation: Scores | None = None
+    train: Scores,
+    test: Scores,
+    validation: Scores | None = None,
+    train_clean: Scores | None = None,
+    validation_clean: Scores | None = None,
 ) -> dict[str, float]:
     """The metrics of one epoch under the names they are tracked by.
 
     Args:
-        train: Scores on the training set.
+        train: Scores on the training set, by the labels that the model is trained on. The gap is
+            between these and the test set's.
         test: Scores on the test set.
         validation: Scores on the validation split, where there is one.
+        train_clean: Scores on the training set by its true labels, where labels were made wrong;
+            there is a gap between these and the test set's as well.
+        validation_clean: The same of the validation split.
 
     Returns:
         Names to values. `accuracy/test` is first because MLflow's compare page pre-selects the
@@ -203,6 +250,12 @@ def epoch_metrics(
     if validation is not None:
         metrics["accuracy/validation"] = validation.accuracy
         metrics["loss/validation"] = validation.loss
+    further = {"train_clean": train_clean, "validation_clean": validation_clean}
+    if train_clean is not None:
+        further["gap_clean"] = gap(train_clean, test)
+    for part, scored in further.items():
+        if scored is not None:
+            metrics |= {f"accuracy/{part}": scored.accuracy, f"loss/{part}": scored.loss}
     return metrics
 
 

@@ -1,6 +1,6 @@
 """Figures of one run: arrays in, matplotlib `Figure` out."""
 
-from fmnist_lab.figures.curves import learning_curves, speed
+from fmnist_lab.figures.curves import learning_curves, mislabelled, speed
 from fmnist_lab.figures.images import (
     confident_mistakes,
     first_image,
@@ -16,6 +16,7 @@ __all__ = [
     "first_image",
     "image_grid",
     "learning_curves",
+    "mislabelled",
     "prediction_grid",
     "reliability_diagram",
     "single_prediction",

@@ -16,10 +16,12 @@ History = Mapping[str, Sequence[float]]
 # Colour, dashes and width of each line.
 LINES = {
     "train": (BLUE, "-", 1.4),
+    "train_clean": (BLUE, ":", 1.4),
     "test": (RED, "-", 1.4),
     "validation": (GREY, "-", 1.0),
     "fit": (BLUE, "--", 0.8),
 }
+NAMES = {"train_clean": "true labels"}
 
 
 def learning_curves(history: History, chosen: int = 0) -> Figure:
@@ -30,8 +32,9 @@ def learning_curves(history: History, chosen: int = 0) -> Figure:
 
     Args:
         history: `epoch`, from 1, and for each epoch `accuracy/train`, `accuracy/test`,
-            `loss/train` and `loss/test`; optionally the same two with `/validation`, and with
-            `/fit` (the running mean that `fit` reports). Other keys are left alone.
+            `loss/train` and `loss/test`; optionally the same two with `/validation`, with `/fit`
+            (the running mean that `fit` reports), and with `/train_clean` (by the true labels,
+            where labels were made wrong). Other keys are left alone.
         chosen: The epoch whose weights a callback has put in place at the end, so that the last
             figures measured are of that epoch; 0: the last epoch's own.
 
@@ -41,6 +44,11 @@ def learning_curves(history: History, chosen: int = 0) -> Figure:
     note = "Measured after each epoch. Shaded: the gap between training and test set."
     if "accuracy/fit" in history or "loss/fit" in history:
         note += " Dashed: the running mean during the epoch."
+    if "accuracy/train_clean" in history:
+        note += (
+            " Train: by the labels that it is trained on, wrong ones among them. Dotted: by the "
+            "true labels of the same images."
+        )
     note += f" Labels: epoch {chosen}, chosen." if chosen else ""
     note += " A nat is the unit of -ln p: a loss of 0.69 nats stands for tossing a coin."
     figure = picture(440, 150, "Learning curves", note, (36, 20, 82, 34))
@@ -49,6 +57,43 @@ def learning_curves(history: History, chosen: int = 0) -> Figure:
     _curves(left, history, "accuracy", chosen)
     plain(right, "Loss (nats per image)", "Epoch")
     _curves(right, history, "loss", chosen)
+    return figure
+
+
+def mislabelled(history: History) -> Figure:
+    """The model's answers to the training images whose labels were made wrong, against epoch.
+
+    Args:
+        history: `epoch`, from 1, and for each epoch `mislabelled/memorised` and
+            `mislabelled/seen_through`, shares from 0 to 1, nan where an epoch was not evaluated.
+
+    Raises:
+        ValueError: A series is missing, empty or not as long as `epoch`.
+    """
+    note = (
+        "Of the training images whose labels were made wrong, the share that is predicted as that "
+        "wrong label (memorised), as the true class (seen through), or as a third class (other)."
+    )
+    figure = picture(220, 150, "Images with a wrong label", note, (36, 8, 100, 34))
+    axes = figure.add_subplot()
+    plain(axes, "", "Epoch", "Share")
+    epochs = _series(history, "epoch")
+    names = ("memorised", "seen_through")
+    learnt, seen = (_series(history, f"mislabelled/{name}") for name in names)
+    lines = {"memorised": (learnt, RED), "seen through": (seen, BLUE)}
+    lines["other"] = (1 - learnt - seen, GREY)
+    for place, (name, (values, color)) in enumerate(lines.items()):
+        known = ~np.isnan(values)
+        marker = "o" if known.sum() <= 30 else ""
+        axes.plot(epochs[known], values[known], color=color, marker=marker, markersize=3.5)
+        beside = {"transform": axes.transAxes, "va": "center_baseline"}
+        write(
+            axes, 1.05, 0.98 - 0.08 * place, f"{name} {_number(values[-1])}", TEXT, color, **beside
+        )
+    axes.set_ylim(-0.02, 1.02)
+    pad = min(0.03 * (epochs[-1] - epochs[0]), 0.5) or 0.5
+    axes.set_xlim(epochs[0] - pad, epochs[-1] + pad)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     return figure
 
 
@@ -119,7 +164,7 @@ def _curves(axes: Axes, history: History, name: str, chosen: int) -> None:
     for place, (key, value, color) in enumerate([*told, ("gap", gap, INK)]):
         y = 0.98 - 0.08 * place
         beside = {"transform": axes.transAxes, "va": "center_baseline"}
-        write(axes, 1.04, y, f"{key} {_number(value)}", TEXT, color, **beside)
+        write(axes, 1.04, y, f"{NAMES.get(key, key)} {_number(value)}", TEXT, color, **beside)
 
 
 def _line(axes: Axes, epochs: NDArray[np.float64], values: NDArray[np.float64], key: str) -> None:

@@ -73,6 +73,7 @@ def image_grid(
     class_names: Sequence[str],
     rows: int = 5,
     columns: int = 5,
+    wrong: NDArray[np.bool_] | None = None,
 ) -> Figure:
     """Training images with their classes below.
 
@@ -82,16 +83,19 @@ def image_grid(
         class_names: A name for every class.
         rows: Rows, at most.
         columns: Columns, at most.
+        wrong: bool (n,), the labels that were made wrong, which are red; None: none was.
     """
     _check(images, labels, class_names)
     count = min(len(images), rows * columns)
+    red = np.zeros(count, bool) if wrong is None else wrong[:count]
     size = _size(images.shape[1:], SIDE)
     cells, extent = _cells(count, columns, (max(size[0], SIDE) + 10, size[1] + 20))
-    figure, axes = sheet(*extent, "Training images and their classes")
+    note = "Red: labels that were made wrong." if red.any() else ""
+    figure, axes = sheet(*extent, "Training images and their classes", note)
     _draw(axes, cells, size, images)
-    for (x, y), label in zip(cells, labels, strict=False):
+    for (x, y), label, is_wrong in zip(cells, labels, red, strict=False):
         name = shortened(class_names[label], letters(max(size[0], SIDE) + 10))
-        write(axes, x, y + size[1] + 3, name, va="top")
+        write(axes, x, y + size[1] + 3, name, color=RED if is_wrong else INK, va="top")
     return figure
 
 

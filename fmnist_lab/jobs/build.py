@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -21,15 +21,27 @@ if TYPE_CHECKING:
 
 def load_data(config: Config) -> data.Dataset:
     """Load the data set that a config describes."""
+    chosen = config.data
     return data.load(
-        config.data.dir,
-        cache_dir=config.data.cache_dir,
-        download=config.data.download,
-        train_limit=config.data.train_limit,
-        test_limit=config.data.test_limit,
-        validation_fraction=config.data.validation_fraction,
+        chosen.dir,
+        cache_dir=chosen.cache_dir,
+        download=chosen.download,
+        train_limit=chosen.train_limit,
+        test_limit=chosen.test_limit,
+        validation_fraction=chosen.validation_fraction,
         seed=config.seed,
-        dataset=_description(config.data),
+        split_seed=chosen.split_seed,
+        # A checked config has the content of its files in the place of their paths.
+        exclude=cast("Sequence[int]", chosen.exclude or ()),
+        exclude_test=cast("Sequence[int]", chosen.exclude_test or ()),
+        noise=data.Noise(
+            chosen.label_noise,
+            chosen.noise_seed,
+            cast("Sequence[Sequence[float]] | None", chosen.noise_table),
+            chosen.noisy_validation,
+            chosen.random_labels,
+        ),
+        dataset=_description(chosen),
     )
 
 

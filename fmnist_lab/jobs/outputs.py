@@ -51,7 +51,18 @@ def metrics(probabilities: Mapping[str, np.ndarray], dataset: data.Dataset) -> d
         part: evaluation.scores(rows, getattr(dataset, f"{part}_labels"))
         for part, rows in probabilities.items()
     }
-    return evaluation.epoch_metrics(**scores)
+    wrong = {}
+    for part, clean in (
+        ("train", dataset.clean_train_labels),
+        ("validation", dataset.clean_validation_labels),
+    ):
+        if clean is not None and part in probabilities:
+            scores[f"{part}_clean"] = evaluation.scores(probabilities[part], clean)
+    if (clean := dataset.clean_train_labels) is not None:
+        seen = probabilities["train"], dataset.train_labels, clean
+        wrong = evaluation.mislabelled(*seen, probabilities["test"], dataset.test_labels)
+    told = {f"mislabelled/{name}": share for name, share in wrong.items()}
+    return evaluation.epoch_metrics(**scores) | told
 
 
 def of_epoch(
@@ -88,7 +99,7 @@ def of_epoch(
 
 
 # Metrics of ours begin with, or are called, one of these.
-OURS = ("accuracy/", "loss/", "learning_rate", "images_per_second")
+OURS = ("accuracy/", "loss/", "mislabelled/", "learning_rate", "images_per_second")
 
 
 def of_callbacks(epoch: Epoch) -> tuple[dict[str, float], dict[str, str]]:
@@ -173,8 +184,17 @@ def keep_results(run: tracking.Run, probabilities: np.ndarray, dataset: data.Dat
 def draw_data(run: tracking.Run, dataset: data.Dataset) -> None:
     """Draw the first of the training images."""
     images, labels, names = dataset.train_images, dataset.train_labels, dataset.class_names
-    run.figure("first_image.png", lambda: _plots().first_image(images[0], names[labels[0]]))
-    run.figure("training_images.png", lambda: _plots().image_grid(images[:25], labels[:25], names))
+    clean = dataset.clean_train_labels
+    true = labels if clean is None else clean
+    title = names[labels[0]]
+    if labels[0] != true[0]:
+        title += f" (a wrong label: it is of the class {names[true[0]]})"
+    run.figure("first_image.png", lambda: _plots().first_image(images[0], title))
+    wrong = labels[:25] != true[:25]
+    run.figure(
+        "training_images.png",
+        lambda: _plots().image_grid(images[:25], labels[:25], names, wrong=wrong),
+    )
 
 
 def draw_curves(run: tracking.Run, history: Sequence[Mapping[str, float]], chosen: int = 0) -> None:
@@ -189,6 +209,8 @@ def draw_curves(run: tracking.Run, history: Sequence[Mapping[str, float]], chose
     curves = {name: [epoch.get(name, math.nan) for epoch in history] for name in history[-1]}
     curves["epoch"] = list(range(1, len(history) + 1))
     run.figure("learning_curves.png", lambda: _plots().learning_curves(curves, chosen))
+    if "mislabelled/memorised" in curves:
+        run.figure("mislabelled.png", lambda: _plots().mislabelled(curves))
 
 
 def _plots() -> ModuleType:

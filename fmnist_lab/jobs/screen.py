@@ -29,6 +29,17 @@ if TYPE_CHECKING:
     from fmnist_lab.training.runtime import Device
 
 
+# The columns of the last table. Those of true labels are there if labels were made wrong.
+SCORES = {
+    "train": "train",
+    "train_clean": "train,\ntrue labels",
+    "validation": "validation",
+    "test": "test",
+    "gap": "gap",
+    "gap_clean": "gap,\ntrue labels",
+}
+
+
 class Screen:
     """Everything that a job prints, in the order in which it happens.
 
@@ -61,6 +72,11 @@ class Screen:
             "model": f"{model.name}: {size}",
             "on": f"{device.name}, {counted(device.threads, 'thread')}",
         }
+        if wrong := dataset.wrong_labels:
+            count = len(dataset.train_labels)
+            facts["labels"] = f"{wrong:,} of {count:,} training labels were made wrong" + (
+                ", and validation labels too" if dataset.clean_validation_labels is not None else ""
+            )
         if engine:
             options = [f"{name}={value}" for name, value in config.model.arguments().items()]
             facts["model"] = f"{' '.join([model.name, *options])}, {size}"
@@ -87,7 +103,8 @@ class Screen:
             done: Epochs that were finished before.
         """
         validated = len(self.dataset.validation_images) > 0
-        return TrainingDisplay(self.console, epochs, images, done, validated)
+        noisy = self.dataset.wrong_labels > 0
+        return TrainingDisplay(self.console, epochs, images, done, validated, noisy)
 
     def answered(self, name: str, run_id: str, metrics: Mapping[str, float], see: str) -> None:
         """Say that a finished run has answered this config already.
@@ -206,14 +223,19 @@ class Screen:
             aligned(self.console, {"see it": run.store.command("runs", "ui", run.id), **steps})
 
     def _scores(self, metrics: Mapping[str, float]) -> None:
-        table = Table(box=None, pad_edge=False, padding=(0, 4, 0, 0), header_style="bold")
+        between = 2 if "accuracy/gap_clean" in metrics else 4
+        table = Table(box=None, pad_edge=False, padding=(0, between, 0, 0), header_style="bold")
         table.add_column("")
-        parts = [part for part in ("train", "validation", "test") if f"loss/{part}" in metrics]
-        for part in (*parts, "gap"):
-            table.add_column(part, justify="right")
+        parts = {part: title for part, title in SCORES.items() if f"loss/{part}" in metrics}
+        for title in parts.values():
+            table.add_column(title, justify="right")
         for name in ("accuracy", "loss"):
-            figures = [f"{metrics[f'{name}/{part}']:.4f}" for part in parts]
-            table.add_row(name, *figures, f"{metrics[f'{name}/gap']:+.4f}")
+            signs = ("+" if part.startswith("gap") else "" for part in parts)
+            figures = [
+                f"{metrics[f'{name}/{part}']:{sign}.4f}"
+                for part, sign in zip(parts, signs, strict=True)
+            ]
+            table.add_row(name, *figures)
         self.console.print()
         self.console.print(table)
         self.console.print()
@@ -229,10 +251,17 @@ class TrainingDisplay:
         images: Images per epoch.
         done: Epochs that were finished before.
         validated: Whether there are validation images.
+        noisy: Whether training labels were made wrong.
     """
 
     def __init__(
-        self, console: Console, epochs: int, images: int, done: int = 0, validated: bool = False
+        self,
+        console: Console,
+        epochs: int,
+        images: int,
+        done: int = 0,
+        validated: bool = False,
+        noisy: bool = False,
     ) -> None:
         self.console, self.epochs, self.images, self.done = console, epochs, images, done
         self.seconds, self.seen, self.began = 0.0, 0, time.perf_counter()
@@ -242,6 +271,9 @@ class TrainingDisplay:
         if validated:
             self.measured["accuracy/test"] = ("test", 9)
             self.measured = {"accuracy/validation": ("validation", 12), **self.measured}
+        elif noisy:
+            self.measured["accuracy/test"] = ("test", 9)
+            self.measured["mislabelled/memorised"] = ("memorised", 11)
         self.progress = Progress(
             TextColumn("{task.description:>7}"),
             BarColumn(),
@@ -339,6 +371,8 @@ def verdict(metrics: Mapping[str, float], dataset: Dataset) -> str:
             f"'{dataset.class_names[usual]}' would be right for {counts[usual]:,}. It has learnt "
             "nothing yet, so its gap says nothing of overfitting."
         )
+    if dataset.wrong_labels:
+        return _verdict_on_noise(metrics, dataset)
     low, high = evaluation.gap_interval(
         hits, len(labels), round(metrics["accuracy/test"] * test), test
     )
@@ -361,4 +395,53 @@ def verdict(metrics: Mapping[str, float], dataset: Dataset) -> str:
     return (
         f"There is no evidence of overfitting: the gap is {interval}, for {len(labels):,} training "
         f"and {test:,} test images."
+    )
+
+
+def _verdict_on_noise(metrics: Mapping[str, float], dataset: Dataset) -> str:
+    """Say what the figures mean where training labels were made wrong.
+
+    Args:
+        metrics: All metrics of a model.
+        dataset: The images that they were measured on.
+    """
+    train, test, wrong = len(dataset.train_labels), len(dataset.test_labels), dataset.wrong_labels
+    learnt, seen = (metrics[f"mislabelled/{name}"] for name in ("memorised", "seen_through"))
+    said = (
+        f"The training figure, and so the gap, is by the labels that the model was trained on, and "
+        f"{wrong:,} of those {train:,} were made wrong. Of these {wrong:,} images it predicts "
+        f"{100 * learnt:.1f} % as the wrong label that they have"
+    )
+    if (mistakes := metrics.get("mislabelled/by_mistake")) is not None:
+        is_memory = evaluation.wilson_interval(round(learnt * wrong), wrong)[0] > mistakes
+        said += (
+            f"; on test images of the same classes, that mistake happens in {100 * mistakes:.1f} %"
+            ", "
+        ) + (
+            "and the difference is learnt by heart"
+            if is_memory
+            else "so there is no evidence that it has learnt any by heart"
+        )
+    said += (
+        f". It sees through {100 * seen:.1f} %, which it predicts as what they are.\n\n"
+        "By the true labels of the training images, "
+    )
+    shares = [metrics["accuracy/train_clean"], metrics["accuracy/test"]]
+    hits = [round(share * count) for share, count in zip(shares, (train, test), strict=True)]
+    low, high = evaluation.gap_interval(hits[0], train, hits[1], test)
+    gap = 100 * metrics["accuracy/gap_clean"]
+    if low > 0:
+        return said + (
+            f"it gets {gap:.1f} more of 100 right (95 % interval {100 * low:.1f} to "
+            f"{100 * high:.1f}) among those than among new ones: it overfits by that much."
+        )
+    if high < 0:
+        return said + (
+            f"it gets {-gap:.1f} fewer of 100 right (95 % interval {-100 * high:.1f} to "
+            f"{-100 * low:.1f}) among those than among new ones: the wrong labels that it has "
+            "learnt are mistakes there."
+        )
+    return said + (
+        f"the gap is {metrics['accuracy/gap_clean']:+.4f}, with a 95 % interval from {low:+.4f} "
+        f"to {high:+.4f}: no evidence that it does better among those than among new ones."
     )

@@ -72,7 +72,7 @@ def _is_setting(word: str) -> bool:
     from fmnist_lab.studies import frames
 
     key, found, _ = word.partition("=")
-    return bool(found) and (frames.is_parameter(key) or key == "seed")
+    return bool(found) and (frames.is_parameter(key) or key in frames.SEEDS)
 
 
 def side_of(store: tracking.Store, words: Sequence[str], experiment: str | None) -> Side:
@@ -117,7 +117,7 @@ def _having(runs: pd.DataFrame, setting: str) -> pd.DataFrame:
     from fmnist_lab.studies import frames
 
     key, _, value = setting.partition("=")
-    if key not in runs or not (frames.is_parameter(key) or key == "seed"):
+    if key not in runs or not (frames.is_parameter(key) or key in frames.SEEDS):
         known = sorted(name for name in runs if frames.is_parameter(name))
         raise UserError(f"received {setting}, expected one of {', '.join(known)}, seed")
     values = [frames.value_of(each) for each in runs[key]]

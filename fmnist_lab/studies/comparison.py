@@ -30,11 +30,14 @@ from fmnist_lab.studies.beyond import (
 from fmnist_lab.studies.frames import (
     ACCURACIES,
     METRICS,
+    SEEDS,
     grouped,
     is_parameter,
     ordered,
+    seeds_of,
     sentence,
     shown,
+    trained_on,
 )
 from fmnist_lab.studies.summary import MOST_LOSS, Study, interval
 from fmnist_lab.texts import counted
@@ -57,7 +60,7 @@ KINDS = {
 }
 # Differences that leave two settings the same; a validation split, and so the digest of the data,
 # depends on the seed.
-BESIDE_THE_POINT = ("seed", "data digest", "host", "uncommitted changes")
+BESIDE_THE_POINT = (*SEEDS, "data digest", "host", "uncommitted changes")
 
 SAME_SETTING = (
     "A and B have the same setting: whatever differs between them is no evidence of a difference "
@@ -224,19 +227,17 @@ def matched(
 def check_test_sets(a: Side, b: Side, predictions: Predictions) -> None:
     """Refuse groups that were not all tested on the same images.
 
-    Equal digests say that they were. A digest is of the training images as well, though: where a
-    limit or a validation split accounts for the difference, the test labels decide.
+    Equal digests say that they were. A digest is of the training images as well, though: where
+    what they were trained on accounts for the difference, the test labels decide.
 
     Raises:
         UserError: They were tested on different images.
     """
-    known: dict[str | None, tuple[str, tuple[Any, ...]]] = {}
+    known: dict[str | None, tuple[str, list[Any]]] = {}
     for side in (a, b):
         for run in side.study.used.to_dict("records"):
             digest = side.tags[run["run_id"]].get("data.digest")
-            limit, fraction = run.get("data.train_limit"), run.get("data.validation_fraction")
-            chosen = (limit, fraction, run.get("seed") if fraction else None)
-            known.setdefault(digest, (run["run_id"], chosen))
+            known.setdefault(digest, (run["run_id"], trained_on(run)))
     (first, chosen), *others = known.values()
     for run_id, other in others:
         mine, its = (predictions(each)[1] for each in (first, run_id))
@@ -298,8 +299,8 @@ def same_seeds(a: pd.DataFrame, b: pd.DataFrame) -> bool:
         a: Runs of one setting.
         b: Runs of another.
     """
-    seeds = [group["seed"].tolist() if "seed" in group else [None] for group in (a, b)]
-    return None not in seeds[0] and seeds[0] == seeds[1]
+    known = all("seed" in group and group["seed"].notna().all() for group in (a, b))
+    return known and seeds_of(a) == seeds_of(b)
 
 
 def _mcnemar(a: str, b: str, predictions: Predictions) -> Comparison:
@@ -313,7 +314,7 @@ def _differences(a: Side, b: Side, within: Sequence[str]) -> tuple[list[Differen
     names = [name for name in (*a.study.used, *b.study.used) if is_parameter(name)]
     values = {
         name: [_values(side.study.used.get(name, [None])) for side in (a, b)]
-        for name in (*sorted(set(names) - set(within)), "seed")
+        for name in (*sorted(set(names) - set(within)), *SEEDS)
     }
     found = [
         Difference("config", name, *sides) for name, sides in values.items() if sides[0] != sides[1]

@@ -11,12 +11,14 @@ from fmnist_lab.evaluation import statistics
 from fmnist_lab.studies.design import changes, has_order, heat_map_sides, most_common
 from fmnist_lab.studies.frames import (
     METRICS,
+    SEEDS,
     TEST_SETS,
     VALIDATED,
     cell,
     grouped,
     metrics_of,
     ordered,
+    seeds_of,
     sentence,
     short_names,
     shown,
@@ -71,7 +73,7 @@ def _growth(study: Study) -> list[str]:
     """
     sentences = []
     last = study.summary.iloc[-1]
-    needed = [name for name in (*study.parameters, "seed", "accuracy/gap") if name in study.used]
+    needed = [name for name in (*study.parameters, *SEEDS, "accuracy/gap") if name in study.used]
     parts = grouped(study.used[needed], study.parameters)
     for name in heat_map_sides(study, None):
         levels = ordered(study.summary[name])
@@ -83,8 +85,8 @@ def _growth(study: Study) -> list[str]:
         if not comparable or not all(setting in parts for setting in settings):
             continue
         high, low = (parts[setting] for setting in settings)
-        seeds = [list(part["seed"]) for part in (high, low)] if "seed" in high else [[None]]
-        paired = seeds[0] == seeds[-1] and None not in seeds[0]
+        known = "seed" in high and high["seed"].notna().all()
+        paired = known and seeds_of(high) == seeds_of(low)
         gaps = [part["accuracy/gap"].to_numpy(float) for part in (high, low)]
         found = statistics.compare_groups(gaps[0], gaps[1], paired=paired)
         if math.isnan(found.p_value):

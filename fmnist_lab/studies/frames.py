@@ -6,9 +6,10 @@ the like), and perhaps `job_number`, `sweeps` and `failure`. Parameters may be t
 stores them, and are missing where a run has none. `curves` has one row per run, epoch and metric:
 `run_id`, `epoch`, `metric`, `value`; it may be empty.
 
-A setting is a combination of parameter values; its runs differ in nothing but the seed. A summary
-has one row per setting: a column for each varied parameter, `runs` (their number), and for each
-metric `METRIC/mean`, `METRIC/low` and `METRIC/high`, nan where there is no interval.
+A setting is a combination of parameter values; its runs differ in nothing but their seeds: `seed`,
+and those that draw the images or the wrong labels, if any (`SEEDS`). A summary has one row per
+setting: a column for each varied parameter, `runs` (their number), and for each metric
+`METRIC/mean`, `METRIC/low` and `METRIC/high`, nan where there is no interval.
 """
 
 from __future__ import annotations
@@ -21,12 +22,20 @@ from typing import Any
 
 import pandas as pd
 
+from fmnist_lab.config.identity import YOUNGER
 from fmnist_lab.config.naming import SPOKEN
 
 EPOCHS, THREADS, DIGEST = "trainer.epochs", "trainer.threads", "data_digest"
 CHOICES = ("model", "optimizer", "schedule", "callbacks", "model_uri")
+NOISE = "data.label_noise"
+SEEDS = ("seed", "data.split_seed", "data.noise_seed")
 # Settings that differ in these were tested on different images.
-TEST_SETS = ("data.name", "data.test_limit", DIGEST)
+TEST_SETS = ("data.name", "data.test_limit", "data.exclude_test", DIGEST)
+# What decides which images and labels a run is trained on; the seed does so where it draws a split.
+TRAINING_SETS = (
+    *("data.train_limit", "data.validation_fraction"),
+    *(name for name in (f"data.{key}" for key in YOUNGER) if name not in TEST_SETS),
+)
 VALIDATED = "accuracy/validation"
 # The metric to choose a setting by comes first. Few runs have it; the others do without it.
 METRICS = {
@@ -36,15 +45,19 @@ METRICS = {
     "loss/validation": "Validation loss",
     "loss/test": "Test loss",
     "loss/gap": "Loss gap",
+    "accuracy/gap_clean": "Gap on true labels",
+    "mislabelled/memorised": "Wrong labels memorised",
 }
+# Few runs have these; tables leave them out where none has.
+RARE = (VALIDATED, "loss/validation", "accuracy/gap_clean", "mislabelled/memorised")
 ACCURACIES = (VALIDATED, "accuracy/test", "accuracy/gap")
 MOST_SHOWN = 60  # Letters of a value.
 MOST_DIGITS = 64
 
 
 def is_parameter(name: str) -> bool:
-    """Return whether a column holds a parameter, rather than a metric or an id."""
-    return ("." in name and "/" not in name) or name in CHOICES
+    """Return whether a column holds a parameter, rather than a metric, a seed or an id."""
+    return ("." in name and "/" not in name and name not in SEEDS) or name in CHOICES
 
 
 def parameters_of(summary: pd.DataFrame) -> list[str]:
@@ -62,8 +75,15 @@ def parsed(runs: pd.DataFrame) -> pd.DataFrame:
     columns = {
         name: column(map(value_of, runs[name])).set_axis(runs.index)
         for name in runs
-        if is_parameter(name) or name == "seed"
+        if is_parameter(name) or name in SEEDS
     }
+    if NOISE in columns:
+        # A run without noise has no such parameter; one that has no other either never began.
+        begun = pd.DataFrame(columns).drop(columns=[*SEEDS], errors="ignore").notna().any(axis=1)
+        shares = zip(columns[NOISE], begun, strict=True)
+        columns[NOISE] = column(
+            0 if share is None and has_begun else share for share, has_begun in shares
+        ).set_axis(runs.index)
     return runs.assign(
         **columns, **{name: runs[name].astype(float) for name in runs if "/" in name}
     )
@@ -89,11 +109,22 @@ def deciding_parameters(runs: pd.DataFrame) -> list[str]:
     return found
 
 
+def trained_on(run: Mapping[Any, Any]) -> list[Any]:
+    """Return the values that decide which images and labels a run is trained on."""
+    drawn_by_seed = run.get("data.validation_fraction") and run.get("data.split_seed") is None
+    seed = [run.get("seed")] if drawn_by_seed else []
+    return [*(run.get(name) for name in TRAINING_SETS), *seed]
+
+
 def _images(run: Mapping[Any, Any]) -> str:
-    """Return the images that a run asks for. A validation split is drawn by the seed."""
-    names = ["data.name", "data.train_limit", "data.test_limit", "data.validation_fraction"]
-    split = run.get("data.validation_fraction")
-    return str([run.get(name) for name in names] + ([run.get("seed")] if split else []))
+    """Return the images that a run asks for."""
+    return str([*(run.get(name) for name in TEST_SETS if name != DIGEST), *trained_on(run)])
+
+
+def seeds_of(runs: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """Return the values of `SEEDS` of each run, None for one that it does not have."""
+    columns = (runs.get(name, pd.Series(None, runs.index, object)) for name in SEEDS)
+    return list(zip(*columns, strict=True))
 
 
 def _sweeps(runs: pd.DataFrame) -> list[list[str]]:

@@ -20,6 +20,8 @@ from fmnist_lab.studies.frames import (
     CHOICES,
     EPOCHS,
     METRICS,
+    RARE,
+    SEEDS,
     VALIDATED,
     column,
     deciding_parameters,
@@ -62,7 +64,7 @@ class Study:
 
 
 def varied(runs: pd.DataFrame) -> list[str]:
-    """Return the parameters that differ among runs, but for `seed`; epochs and widths first.
+    """Return the parameters that differ among runs, but for seeds; epochs and widths first.
 
     A parameter that only some choices of its group have, with a single value, is left out: AdamW
     among other optimizers brings its `optimizer.weight_decay` along.
@@ -97,10 +99,10 @@ def take_apart(runs: pd.DataFrame) -> Study:
     """
     runs = parsed(runs)
     parameters = _varied(runs)
-    keys = [*parameters, *(name for name in ("seed", "name", "run_id") if name in runs)]
+    keys = [*parameters, *(name for name in (*SEEDS, "name", "run_id") if name in runs)]
     rows = [[order_key(value) for value in row] for row in runs[keys].itertuples(index=False)]
     runs = runs.iloc[sorted(range(len(rows)), key=rows.__getitem__)].reset_index(drop=True)
-    identity = [*deciding_parameters(runs), *(["seed"] if "seed" in runs else [])]
+    identity = [*deciding_parameters(runs), *(name for name in SEEDS if name in runs)]
     chosen: list[int] = []
     unused: list[Unused] = []
     first: dict[tuple[Any, ...], str] = {}
@@ -170,7 +172,7 @@ def _summary(used: pd.DataFrame, parameters: Sequence[str]) -> pd.DataFrame:
     }
     columns["runs"] = pd.Series([len(rows) for rows in settings.values()])
     for metric in METRICS:
-        if metric.endswith("/validation") and not (metric in used and used[metric].notna().any()):
+        if metric in RARE and not (metric in used and used[metric].notna().any()):
             continue
         values = used.get(metric, pd.Series(math.nan, used.index)).to_numpy(float)
         known = [interval(values[rows]) for rows in settings.values()]
