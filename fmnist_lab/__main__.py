@@ -12,6 +12,7 @@ COMMANDS = {
     "run": "train a network, or many with -m, and keep all about it",
     "runs": "list, compare, report on and look at the runs that were kept",
     "predict": "classify images with the model of a run",
+    "audit": "look for near duplicates and wrong labels in a data set",
     "benchmark": "measure how fast all this is on this machine",
 }
 COMPLETION = ("-sc", "--shell-completion")
