@@ -10,7 +10,7 @@ from hostile import archive
 from scipy import stats
 
 from fmnist_lab import tracking
-from fmnist_lab.evaluation import power
+from fmnist_lab.evaluation import power, variance
 from fmnist_lab.runs.__main__ import app
 from fmnist_lab.tracking import Store
 
@@ -187,6 +187,17 @@ def test_power_is_told_of_two_sides_and_of_one(say, found):
     said = flat(say(sides[0], "--difference", "0.005", verb="power"))
     assert f"exclude 0.0050 80 % {alone['answers'][2]['seeds']['count']} (" in said
     assert "too few seeds to tell the variance" in said
+
+
+def test_variance_is_split_into_seed_and_images(say, found, made):
+    right = np.arange(IMAGES) < np.array([[300], [303], [300]])
+    expected = variance.components(right, ("seed", variance.IMAGE), over=variance.IMAGE)
+    told = found(made.linear[0], *made.linear[1:], verb="variance")
+    shares = [each["share"] for each in told["components"]["accuracy/test"]]
+    assert shares == pytest.approx([each.share for each in expected])
+    said = flat(say("model=linear", verb="variance"))
+    assert f"test image {100 * shares[1]:.0f} % [" in said
+    assert "differ in model" in say("linear s0", "h128 s0", code=2, verb="variance")
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,14 @@ def test_a_plan_of_two_sides_is_for_what_they_differ_by_in_pairs():
     assert "--difference names the smallest" in told
 
 
+def test_without_durations_a_plan_has_no_times():
+    one = side()
+    bare = one.study.used.drop(columns=["started", "ended"])
+    found = planning.plan([Side(summary.take_apart(bare), one.tags)], 0.001, unread, "lab")
+    assert all(math.isnan(answer.seconds) for row in found.rows for answer in row.answers)
+    assert not any("Times" in told for told in found.sentences)
+
+
 def test_a_plan_from_single_runs_is_refused():
     with pytest.raises(UserError, match=r"received 1 run of a setting.*expected several seeds"):
         planning.plan([side(1)], 0.002, unread, "lab")

@@ -143,7 +143,7 @@ def of_one(results: Iterable[tuple[str, Beyond]], paired: bool) -> list[str]:
     told = {metric: found.images for metric, found in known.items() if found.images}
     if told:
         intervals = " and ".join(
-            f"{images.low:+.4f} to {images.high:+.4f} for {METRICS[metric].lower()}"
+            f"{_signed(images.low)} to {_signed(images.high)} for {METRICS[metric].lower()}"
             for metric, images in told.items()
         )
         sentences.append(
@@ -230,3 +230,8 @@ def _range(values: Sequence[float], form: str = ".2f") -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
+
+
+def _signed(value: float) -> str:
+    # Rounded first, and 0 added, so that there is no -0.0000.
+    return f"{round(value, 4) + 0.0:+.4f}"

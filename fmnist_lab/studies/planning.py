@@ -153,24 +153,32 @@ def _fault(mine: Any, its: Any, wanted: float, paired: bool) -> str:
     return ""
 
 
+def _times(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return when the runs started and ended, by their start, of those of which that is known."""
+    names = ["started", "ended"]
+    if not {*names} <= {*runs}:
+        return pd.DataFrame({name: pd.to_datetime([], utc=True) for name in names})
+    known = runs[names].apply(pd.to_datetime, utc=True)
+    return known.dropna().sort_values("started")
+
+
 def _seconds(runs: pd.DataFrame) -> float:
     """Return the usual duration of a run; nan if the store has none."""
-    if "ended" not in runs or "started" not in runs:
-        return np.nan
+    known = _times(runs)
     # The median, as a run that was resumed has waited in between.
-    return float((runs["ended"] - runs["started"]).dt.total_seconds().median())
+    return float((known["ended"] - known["started"]).dt.total_seconds().median())
 
 
 def _at_once(runs: pd.DataFrame) -> float:
     """Return how many of the runs went on at a time, on average; 1 if that is not known."""
-    if "ended" not in runs or "started" not in runs:
+    known = _times(runs)
+    if known.empty:
         return 1.0
-    known = runs[["started", "ended"]].dropna().sort_values("started")
     total = (known["ended"] - known["started"]).dt.total_seconds().sum()
     # A stretch of time ends where the next run begins after all earlier ones have ended.
     last = known["ended"].cummax()
     idle = (known["started"] - last.shift()).dt.total_seconds().clip(lower=0).sum()
-    busy = (last.max() - known["started"].min()).total_seconds() - idle if len(known) else 0.0
+    busy = (last.max() - known["started"].min()).total_seconds() - idle
     return max(float(total / busy), 1.0) if busy > 0 else 1.0
 
 
