@@ -38,6 +38,7 @@ app = App(
     "images, and labels that are probably wrong.",
     version_flags=(),
 )
+CLOSER_THAN, CORRELATION, LESS_LIKELY_THAN = 1.5, 0.995, 0.01
 # The cross-validated models: a perceptron is as good at finding planted errors as two convolutions
 # that take thirty times as long (docs/audit.md).
 HIDDEN_UNITS, EPOCHS, BATCH_SIZE = 256, 6, 64
@@ -57,9 +58,9 @@ def audit(
     files: Annotated[tuple[str, str, str, str], Parameter(consume_multiple=True)] = USUAL_FILES,
     output: Path = Path("audit"),
     overwrite: Annotated[bool, Parameter(negative="")] = False,
-    closer_than: float = 1.5,
-    correlation: float = 0.995,
-    less_likely_than: float = 0.01,
+    closer_than: float = CLOSER_THAN,
+    correlation: float = CORRELATION,
+    less_likely_than: float = LESS_LIKELY_THAN,
     folds: int = 4,
     seeds: int = 3,
 ) -> None:
@@ -90,7 +91,7 @@ def audit(
         _check(closer_than, correlation, less_likely_than, folds, seeds)
         from fmnist_lab.studies import audit_files
 
-        audit_files.check_folder(output, overwrite=overwrite)
+        audit_files.prepare(output, overwrite=overwrite)
         dataset = load(data_dir, class_names, files)
         if folds > len(dataset.train_labels):
             raise UserError(
