@@ -221,7 +221,7 @@ def test_an_audit_is_not_overwritten_without_being_asked(door, folder, tmp_path)
 def test_bad_input_is_told_in_a_sentence(door, folder, tmp_path, monkeypatch, words, said):
     (tmp_path / "file").touch()
     monkeypatch.setattr(neighbours, "MOST_PAIRS", 10_000)
-    code, _, err = door("--seeds", "0", *words.format(folder).split())
+    code, _, err = door(*words.format(folder).split())
     assert code == 2
     assert said in one_line(err)
 
