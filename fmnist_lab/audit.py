@@ -38,9 +38,11 @@ app = App(
     "images, and labels that are probably wrong.",
     version_flags=(),
 )
+CLOSER_THAN, CORRELATION, LESS_LIKELY_THAN = 1.5, 0.995, 0.01
 # The cross-validated models: a perceptron is as good at finding planted errors as two convolutions
 # that take thirty times as long (docs/audit.md).
 HIDDEN_UNITS, EPOCHS, BATCH_SIZE = 256, 6, 64
+LEAST_STEPS = 300  # of a model's training, which is longer for few images
 USUAL_FILES = (
     *("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     *("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
@@ -57,9 +59,9 @@ def audit(
     files: Annotated[tuple[str, str, str, str], Parameter(consume_multiple=True)] = USUAL_FILES,
     output: Path = Path("audit"),
     overwrite: Annotated[bool, Parameter(negative="")] = False,
-    closer_than: float = 1.5,
-    correlation: float = 0.995,
-    less_likely_than: float = 0.01,
+    closer_than: float = CLOSER_THAN,
+    correlation: float = CORRELATION,
+    less_likely_than: float = LESS_LIKELY_THAN,
     folds: int = 4,
     seeds: int = 3,
 ) -> None:
@@ -90,7 +92,7 @@ def audit(
         _check(closer_than, correlation, less_likely_than, folds, seeds)
         from fmnist_lab.studies import audit_files
 
-        audit_files.check_folder(output, overwrite=overwrite)
+        audit_files.prepare(output, overwrite=overwrite)
         dataset = load(data_dir, class_names, files)
         if folds > len(dataset.train_labels):
             raise UserError(
@@ -223,13 +225,14 @@ def find_label_errors(
         shape, classes = dataset.train_images.shape[1:], len(dataset.class_names)
         return mlp(shape, classes, hidden_units=HIDDEN_UNITS), keras.optimizers.Adam()
 
+    steps = -(-len(dataset.train_labels) * (folds - 1) // folds // BATCH_SIZE)
     with _stage(console, f"training {folds * seeds} models, {folds} folds each seed") as report:
         inside, outside = out_of_fold(
             build,
             *(dataset.train_images, dataset.train_labels, dataset.test_images),
             folds=folds,
             seeds=range(seeds),
-            epochs=EPOCHS,
+            epochs=max(EPOCHS, -(-LEAST_STEPS // steps)),
             batch_size=BATCH_SIZE,
             on_progress=report,
         )

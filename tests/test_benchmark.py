@@ -58,7 +58,9 @@ def test_the_share_of_the_products_is_the_median_over_the_rounds():
     assert "70% of the rate of large square ones, 100% of the two largest" in said
 
 
-@pytest.mark.parametrize("command", ["epochs", "job", "memory", "outage", "store", "sweep"])
+@pytest.mark.parametrize(
+    "command", ["audit", "epochs", "job", "memory", "outage", "store", "sweep"]
+)
 def test_each_measurement_has_help(doors, tmp_path, command):
     process = doors("benchmark", tmp_path, command, "--help")
     assert (process.code, process.err) == (0, "")

@@ -45,8 +45,8 @@ def test_the_shell_is_told_to_ask_the_command(fmnist_lab_command, words):
 @pytest.mark.parametrize(
     ("typed", "completions"),
     [
-        ("fmnist-lab ", "run runs predict benchmark"),
-        ("fmnist-lab ru", "run runs predict benchmark"),
+        ("fmnist-lab ", "run runs predict audit benchmark"),
+        ("fmnist-lab ru", "run runs predict audit benchmark"),
         ("fmnist-lab run trainer.ep", "trainer.epochs="),
         ("fmnist-lab run seed=1 model=c", "model=cnn"),
         ("fmnist-lab runs li", ""),

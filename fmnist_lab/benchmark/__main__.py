@@ -2,6 +2,7 @@
 
 from cyclopts import App
 
+from fmnist_lab.benchmark.audit import audit
 from fmnist_lab.benchmark.contenders import logged_fit, tutorial
 from fmnist_lab.benchmark.epochs import contender, epochs
 from fmnist_lab.benchmark.jobs import job
@@ -18,7 +19,7 @@ app = App(
     version_flags=(),
 )
 app.default(epochs)
-for measurement in (epochs, job, sweep, memory, store, outage):
+for measurement in (epochs, job, sweep, memory, store, outage, audit):
     app.command(measurement)
 # Processes that the measurements start.
 for part in (contender, tutorial, logged_fit, store_client):

@@ -212,7 +212,7 @@ def _searched(
     """Return the pairs of some images and all after them, of a product `limit` or above."""
     rows = left[start : start + ROWS]
     held = np.empty((len(rows), COLUMNS), np.float32)
-    candidates, waiting, found = [], 0, [_none()]
+    candidates, waiting, found, count = [], 0, [_none()], 0
     for column in range(start, len(right), COLUMNS):
         columns = right[column : column + COLUMNS]
         block = np.matmul(rows, columns.T, out=held[:, : len(columns)])
@@ -225,6 +225,9 @@ def _searched(
             first, second = map(np.concatenate, zip(*candidates, strict=True))
             for at in range(0, len(first), CHUNK):
                 found.append(compared(first[at : at + CHUNK], second[at : at + CHUNK]))
+                count += len(found[-1])
+                if count > MOST_PAIRS:
+                    raise TooManyPairsError
             candidates, waiting = [], 0
     return _joined(found)
 

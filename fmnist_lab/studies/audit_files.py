@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAIRS_SHOWN, LABELS_SHOWN = 36, 48  # on a contact sheet
-ROWS_SHOWN = 400  # in a table of the page
+ROWS_SHOWN = 1000  # in a table of the page
 FILES = (
     *("near_duplicates.csv", "training_near_test.csv", "suspect_labels.csv"),
     *("near_duplicates.png", "suspect_labels_train.png", "suspect_labels_test.png"),
@@ -61,14 +61,13 @@ def write(audit: Audit, folder: Path, *, title: str, command: str) -> list[Path]
 
     Args:
         audit: The findings.
-        folder: Where to; made if it is not there. Files of these names are replaced.
+        folder: Where to. Files of these names are replaced.
         title: The page's title.
         command: The command that made the audit.
 
     Returns:
         The files. A contact sheet with nothing on it is left out.
     """
-    durable.make_folder(folder)
     tables = {
         "near_duplicates.csv": audit.duplicates,
         "training_near_test.csv": audit.training_near_test,
@@ -93,11 +92,11 @@ def write(audit: Audit, folder: Path, *, title: str, command: str) -> list[Path]
     return [folder / name for name in FILES if name in contents]
 
 
-def check_folder(folder: Path, *, overwrite: bool) -> None:
-    """Refuse a folder that cannot take the files, or has some already.
+def prepare(folder: Path, *, overwrite: bool) -> None:
+    """Make the folder of an audit, or refuse one that has the files of another.
 
     Args:
-        folder: The folder, which need not be there.
+        folder: The folder.
         overwrite: Whether its files may be replaced.
 
     Raises:
@@ -111,6 +110,8 @@ def check_folder(folder: Path, *, overwrite: bool) -> None:
             f"--output: received '{folder}', which has {found[0]} already; name another folder, or "
             "add --overwrite to replace the audit there"
         )
+    # Now, rather than after minutes, it turns out that it cannot be made.
+    durable.make_folder(folder)
 
 
 def _sheets(audit: Audit) -> dict[str, bytes]:
@@ -179,7 +180,7 @@ def _alike(pair: Any) -> str:
         if pixels:
             ways.append(on if pixels > 0 else back)
     moved = f"1 px {' and '.join(ways)}, " if ways else ""
-    return f"{moved}contrast {pair.contrast:.2f} times"
+    return f"{moved}{pair.contrast:.2f} times the contrast"
 
 
 def _label_sheet(audit: Audit, split: str) -> Figure:
@@ -197,8 +198,9 @@ def _label_sheet(audit: Audit, split: str) -> Figure:
         ]
         for suspect in chosen.itertuples()
     ]
+    which = f"The {len(chosen):,} least probable of" if len(chosen) < len(suspects) else "All"
     note = (
-        f"The {len(chosen):,} least probable of {len(suspects):,} suspect labels. Red: the given "
+        f"{which} {len(suspects):,} suspect labels. Red: the given "
         "label and its probability by models that have not seen the image. Black: the class that "
         "they find most probable."
     )
