@@ -20,7 +20,7 @@ from fmnist_lab.data import Noise
 from fmnist_lab.data.idx import IdxDataset
 from fmnist_lab.errors import UserError
 from fmnist_lab.jobs import build, outputs
-from fmnist_lab.studies import comparison, summary
+from fmnist_lab.studies import comparison, findings, summary
 
 TRAIN, TEST = 400, 60
 # The symmetric table of three classes, but class 0 turns into class 2 alone and class 1 stays.
@@ -411,12 +411,16 @@ def test_a_run_without_noise_has_none_of_it_among_those_that_have():
                 "data.random_labels": [None] * 3,
                 "seed": ["0", "0", "1"],
                 "mislabelled/memorised": [math.nan, 0.1, 0.3],
+                "accuracy/gap_clean": [math.nan, 0.15, 0.25],
             }
         )
     )
     assert study.parameters == ["data.label_noise"]
     assert study.summary["data.label_noise"].tolist() == [0, 0.2]
     assert study.summary["mislabelled/memorised/mean"].tolist()[1] == pytest.approx(0.2)
+    # All labels of a run without noise are true.
+    assert study.summary["accuracy/gap_clean/mean"].tolist() == pytest.approx([0.1, 0.2])
+    assert findings.WRONG_LABELS in findings.findings(study)
     plain = summary.take_apart(kept(seed=["0", "1"])).summary
     assert not [name for name in plain if "clean" in name or "mislabelled" in name]
 

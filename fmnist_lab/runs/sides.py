@@ -120,7 +120,7 @@ def _having(runs: pd.DataFrame, setting: str) -> pd.DataFrame:
     if key not in runs or not (frames.is_parameter(key) or key in frames.SEEDS):
         known = sorted(name for name in runs if frames.is_parameter(name))
         raise UserError(f"received {setting}, expected one of {', '.join(known)}, seed")
-    values = [frames.value_of(each) for each in runs[key]]
+    values = frames.parsed(runs)[key].tolist()
     wanted = frames.value_of(None if value in ("none", "null") else value)
     kept = runs[[each == wanted for each in values]]
     if kept.empty:

@@ -10,6 +10,7 @@ from typing import Any
 from fmnist_lab.evaluation import statistics
 from fmnist_lab.studies.design import changes, has_order, heat_map_sides, most_common
 from fmnist_lab.studies.frames import (
+    CLEAN_GAP,
     METRICS,
     SEEDS,
     TEST_SETS,
@@ -34,6 +35,11 @@ NOT_CHOSEN = (
 OTHER_IMAGES = (
     "Settings were tested on different images ({}): their accuracies cannot be compared with each "
     "other."
+)
+
+WRONG_LABELS = (
+    "The accuracy gap is by the labels that were trained on, some of which are wrong; the gap on "
+    "true labels is by the true ones of the same images, and tells whether a network overfits."
 )
 
 
@@ -63,6 +69,8 @@ def findings(study: Study) -> list[str]:
             f"Highest mean {METRICS[metric].lower()}: {cell(top, metric)} with "
             f"{_named(study, top, study.parameters)}. {its if metric == VALIDATED else NOT_CHOSEN}"
         )
+    if CLEAN_GAP in metrics_of(study.summary):
+        sentences.append(WRONG_LABELS)
     return sentences + _growth(study)
 
 
@@ -72,8 +80,9 @@ def _growth(study: Study) -> list[str]:
     The others are at their last values: a setting chosen by its results would bias the test.
     """
     sentences = []
+    gap = CLEAN_GAP if CLEAN_GAP in metrics_of(study.summary) else "accuracy/gap"
     last = study.summary.iloc[-1]
-    needed = [name for name in (*study.parameters, *SEEDS, "accuracy/gap") if name in study.used]
+    needed = [name for name in (*study.parameters, *SEEDS, gap) if name in study.used]
     parts = grouped(study.used[needed], study.parameters)
     for name in heat_map_sides(study, None):
         levels = ordered(study.summary[name])
@@ -87,13 +96,13 @@ def _growth(study: Study) -> list[str]:
         high, low = (parts[setting] for setting in settings)
         known = "seed" in high and high["seed"].notna().all()
         paired = known and seeds_of(high) == seeds_of(low)
-        gaps = [part["accuracy/gap"].to_numpy(float) for part in (high, low)]
+        gaps = [part[gap].to_numpy(float) for part in (high, low)]
         found = statistics.compare_groups(gaps[0], gaps[1], paired=paired)
         if math.isnan(found.p_value):
             continue
         short = short_names(study.parameters)[name]
         words = found.sentence(
-            f"{short} {shown(levels[-1])}", f"{short} {shown(levels[0])}", "accuracy gap"
+            f"{short} {shown(levels[-1])}", f"{short} {shown(levels[0])}", METRICS[gap].lower()
         )
         rest = [other for other in study.parameters if other != name]
         sentences.append(f"With {_named(study, last, rest)}: {words}." if rest else sentence(words))

@@ -36,7 +36,7 @@ TRAINING_SETS = (
     *("data.train_limit", "data.validation_fraction"),
     *(name for name in (f"data.{key}" for key in YOUNGER) if name not in TEST_SETS),
 )
-VALIDATED = "accuracy/validation"
+VALIDATED, CLEAN_GAP = "accuracy/validation", "accuracy/gap_clean"
 # The metric to choose a setting by comes first. Few runs have it; the others do without it.
 METRICS = {
     VALIDATED: "Validation accuracy",
@@ -45,11 +45,11 @@ METRICS = {
     "loss/validation": "Validation loss",
     "loss/test": "Test loss",
     "loss/gap": "Loss gap",
-    "accuracy/gap_clean": "Gap on true labels",
+    CLEAN_GAP: "Gap on true labels",
     "mislabelled/memorised": "Wrong labels memorised",
 }
 # Few runs have these; tables leave them out where none has.
-RARE = (VALIDATED, "loss/validation", "accuracy/gap_clean", "mislabelled/memorised")
+RARE = (VALIDATED, "loss/validation", CLEAN_GAP, "mislabelled/memorised")
 ACCURACIES = (VALIDATED, "accuracy/test", "accuracy/gap")
 MOST_SHOWN = 60  # Letters of a value.
 MOST_DIGITS = 64
@@ -84,9 +84,11 @@ def parsed(runs: pd.DataFrame) -> pd.DataFrame:
         columns[NOISE] = column(
             0 if share is None and has_begun else share for share, has_begun in shares
         ).set_axis(runs.index)
-    return runs.assign(
-        **columns, **{name: runs[name].astype(float) for name in runs if "/" in name}
-    )
+    metrics = {name: runs[name].astype(float) for name in runs if "/" in name}
+    if {CLEAN_GAP, "accuracy/gap"} <= metrics.keys():
+        # Only runs with wrong labels have it; the labels of the others are all true.
+        metrics[CLEAN_GAP] = metrics[CLEAN_GAP].fillna(metrics["accuracy/gap"])
+    return runs.assign(**columns, **metrics)
 
 
 def deciding_parameters(runs: pd.DataFrame) -> list[str]:
