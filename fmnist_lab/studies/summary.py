@@ -126,8 +126,6 @@ def _lack(run: dict[str, Any]) -> str:
     if run["status"] != "FINISHED":
         if run["status"] in ("RUNNING", "SCHEDULED"):
             return "has not ended"
-        if run["status"] == "PAUSED":
-            return "is paused"
         failure = run.get("failure")
         return " ".join(failure.split())[:300] if isinstance(failure, str) else "no reason recorded"
     for metric in ("accuracy/test", "accuracy/gap"):
