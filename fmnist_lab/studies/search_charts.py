@@ -160,7 +160,9 @@ def curves(search: Search) -> Chart:
             for part, mark in ((own, line), (list(last.values()), ends))
         ]
     note = f"Red: trial {search.best}, the best. " if search.best is not None else ""
-    note += "Blue: finished trials. Grey: the others, as far as they came."
+    note += "Blue: finished trials."
+    if any(each["kind"] == "rest" for each in records):
+        note += " Grey: the others, as far as they came."
     if rungs:
         note += " Dashed: rungs."
     title = f"{named(metric)} of the trials against epoch"

@@ -173,7 +173,11 @@ def _finals(search: Search) -> list[str]:
         f"Trained {many} on all training images, with fresh seeds, the winner has a test accuracy "
         f"of {mean_text(tested.mean, tested.high - tested.mean)}"
     )
-    told += " (± half the 95 % interval of the mean, Student's t)" if tested.count > 1 else ""
+    told += (
+        " (± half the 95 % interval of the mean over the seeds, Student's t)"
+        if tested.count > 1
+        else ""
+    )
     missing = len(finals) - tested.count
     lost = f" {counted(missing, 'final')} did not finish." if missing else ""
     validated = math.nan if search.best is None else search.row(search.best)[VALIDATED]
