@@ -3,6 +3,7 @@
 import contextlib
 import re
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -179,11 +180,16 @@ def test_a_sweep_tells_its_paused_jobs_from_those_that_go_on(paused, tmp_path):
     # A job that is lost while it goes on has failed; one that is paused has no worker to lose.
     paused.sweep.end_members("FAILED", "its worker process was lost")
     assert (paused.status(rests), paused.status(goes_on)) == ("SCHEDULED", "FAILED")
+    # The log of each part is kept.
     log = tmp_path / "log.txt"
-    log.write_text("said")
-    paused.sweep.keep_log(0, "x", log, 0, "", {})
-    assert (paused.status(rests), log.exists()) == ("SCHEDULED", False)
+    for part, began in (("first", 0), ("second", round(1000 * time.time()))):
+        log.write_text(f"{part} part\n")
+        paused.client.set_terminated(rests, "SCHEDULED")
+        paused.sweep.keep_log(0, "x", log, began, "", {})
+        assert (paused.status(rests), log.exists()) == ("SCHEDULED", False)
     assert [file.path for file in paused.client.list_artifacts(rests)] == ["log.txt"]
+    kept = Path(paused.client.download_artifacts(rests, "log.txt"))
+    assert kept.read_text() == "first part\nsecond part\n"
 
 
 @pytest.mark.parametrize(("ended", "healed"), [(Status.PAUSED, 0), (Status.KILLED, 1)])

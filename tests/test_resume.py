@@ -277,6 +277,12 @@ def test_a_job_of_a_sweep_goes_on_with_its_own_run(store, before):
     run_id, own = before.run("KILLED", **member.tags())
     found = resume.look_up(store, asked, member)
     assert (found.run_id, found.scratch.folder) == (run_id, own.folder)
+    # Even if there is a newer one, which is another sweep's.
+    found.scratch.release()
+    _, newer = before.run("SCHEDULED", **{member_tag("b" * 32): "00003"})
+    found = resume.look_up(store, before.asked, member)
+    assert (found.run_id, found.scratch.folder) == (run_id, own.folder)
+    newer.remove()
     found.scratch.remove()
     # Its folder went down with another machine: the run will not go on.
     lost, gone = before.run("RUNNING", **member.tags())

@@ -139,15 +139,19 @@ def look_up(
     if found is None and config.resume:
         found = _unknown(store, experiment, config)
     if found is None and member is not None:
-        # A machine that was lost took the folder along; its run will not go on.
-        _end(store, runs)
+        # A machine that was lost took the folder along; its run will not go on. A paused run of
+        # another sweep may wait on another machine.
+        _end(store, [run for run in runs if run.status == "RUNNING" or _is_of(run, member)])
     return found
 
 
 def _runs(
     store: tracking.Store, experiment: str, config: Config, member: Membership | None, digest: str
 ) -> list[tracking.RunRecord]:
-    """Return the runs that may answer a config, or be continued for it, the newest first."""
+    """Return the runs that may answer a config, or be continued for it.
+
+    A sweep's own runs of the job come first, then the newest.
+    """
 
     def known(where: str) -> list[tracking.RunRecord]:
         return [
@@ -168,7 +172,13 @@ def _runs(
         # The native engine makes the same bits whatever `trainer.threads` is.
         native = f"tags.`{NATIVE_HASH}` = '{config.native_identity()}' and tags.engine = 'native'"
         runs += known(f"{native} and attributes.status = 'FINISHED'")
-    return runs
+    return runs if member is None else sorted(runs, key=lambda run: not _is_of(run, member))
+
+
+def _is_of(run: tracking.RunRecord, member: Membership) -> bool:
+    """Return whether a run is one of a sweep's own runs of a job."""
+    tag = tracking.member_tag(member.sweep)
+    return run.tags.get(tag) == member.tags()[tag]
 
 
 def _whole(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,10 +175,20 @@ class SweepRun:
                 client.set_tag(run.info.run_id, "failure", failure)
         for run in (mine or running)[:1]:
             if log.exists() and log.stat().st_size:
+                if run.info.start_time < began:
+                    self._prepend_earlier(client, run.info.run_id, log)
                 client.log_artifact(run.info.run_id, str(log))
                 if place := durable.local_path(run.info.artifact_uri):
                     durable.sync_tree(place, ABOVE)
         log.unlink(missing_ok=True)
+
+    @staticmethod
+    def _prepend_earlier(client: Any, run_id: str, log: Path) -> None:
+        """Put what an earlier part of a job has printed before what this part has."""
+        if any(file.path == log.name for file in client.list_artifacts(run_id)):
+            with tempfile.TemporaryDirectory() as folder:
+                earlier = Path(client.download_artifacts(run_id, log.name, folder)).read_bytes()
+            log.write_bytes(earlier + log.read_bytes())
 
     @asks
     def end_members(self, status: str, failure: str = "") -> None:
