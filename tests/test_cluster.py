@@ -136,3 +136,11 @@ def test_a_job_that_is_neither_queued_nor_over_is_not_forgotten():
     jobs = {number: f"7_{number}" for number in range(6)}
     assert slurm_queue.ended(rows, jobs) == {3: "NODE_FAIL", 4: "COMPLETED", 5: "GONE"}
     assert slurm_queue.obstacles(rows, jobs.values()) == {"AssocMaxJobsLimit": 1}
+
+
+def test_idle_processors_are_counted_once_and_in_whole_jobs(monkeypatch):
+    """Node n1 is in two partitions; n4 is out of service."""
+    lines = "n1|4/3/0/7|mixed\nn2|0/8/0/8|idle\nn1|4/3/0/7|mixed\nn4|0/8/0/8|drained*\n"
+    monkeypatch.setattr(slurm_queue, "_ask", lambda *words: lines)
+    options = preset("slurm", cpus_per_task=2)
+    assert slurm_queue.idle(options) == 1 + 4

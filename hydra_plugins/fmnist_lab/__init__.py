@@ -38,6 +38,14 @@ class LocalCores(Launcher):
         """
         return self.launcher.launch(job_overrides, initial_job_idx)
 
+    def stream(self, source: Any) -> None:
+        """Do jobs as a source gives them out; see `JobLauncher.stream`.
+
+        Args:
+            source: A `JobSource`.
+        """
+        self.launcher.stream(source)
+
 
 class Slurm(LocalCores):
     """`hydra/launcher=slurm`."""

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import pickle
 import tempfile
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, cast
 
 from hydra.core.plugins import Plugins
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pydantic import Field
@@ -34,6 +37,70 @@ Number = Annotated[int, Field(ge=0, description="a whole number, 0 or more")]
 
 # A worker needs these variables of the environment that the sweep was started in.
 PASSED_ON = ("MLFLOW_", "FMNIST_LAB_", "KERAS_", "TF_")
+# A source that has nothing at the moment is asked again after so long, or when a job has ended.
+ASK_AGAIN_SECONDS = 0.5
+
+
+class JobSource(Protocol):
+    """Jobs that become known while others run; asked by one thread, the launcher's.
+
+    Attributes:
+        width: The most jobs that can be useful at once; None: any number.
+    """
+
+    width: int | None
+
+    def next(self) -> tuple[int, list[str]] | None:
+        """Return a job to be done now, by its number and its overrides.
+
+        The number of a job that is over may be given out again, with other overrides.
+
+        Returns:
+            None if there is nothing to do at the moment.
+        """
+
+    def over(self, number: int, result: JobReturn) -> None:
+        """Take the result of a job, once for each job that was given out.
+
+        Args:
+            number: The job's number.
+            result: Its `return_value` is the dict that the job has returned, or has the reason as
+                `failure`.
+        """
+
+    def exhausted(self) -> bool:
+        """Return whether `next` will give nothing more unless a job ends that runs now."""
+
+
+class JobList:
+    """A source of jobs that are all known from the start.
+
+    Attributes:
+        results: The results of the jobs that are over, by number.
+
+    Args:
+        jobs: The overrides of each job, by number.
+    """
+
+    def __init__(self, jobs: Mapping[int, list[str]]) -> None:
+        self.width: int | None = len(jobs)
+        self.results: dict[int, JobReturn] = {}
+        self._left = iter(list(jobs.items()))
+        self._count = len(jobs)
+
+    def next(self) -> tuple[int, list[str]] | None:
+        """Return the next job, in the order of the list."""
+        given = next(self._left, None)
+        self._count -= given is not None
+        return given
+
+    def over(self, number: int, result: JobReturn) -> None:
+        """Keep a result."""
+        self.results[number] = result
+
+    def exhausted(self) -> bool:
+        """Return whether all jobs were given out."""
+        return not self._count
 
 
 @dataclass(frozen=True)
@@ -162,15 +229,40 @@ class JobLauncher(ABC):
             job_overrides: The overrides of each job.
             initial_job_idx: The number of the first.
         """
+        jobs = dict(enumerate(map(list, job_overrides), initial_job_idx))
+        source = JobList(jobs)
+        self.stream(source)
+        return [source.results[number] for number in jobs]
+
+    def stream(self, source: JobSource) -> None:
+        """Do jobs as a source gives them out, until it is exhausted and none runs any more.
+
+        Args:
+            source: Asked for a job whenever there is a place for one, and told of each end.
+        """
         setup_globals()
         Path(str(self.runner.config.hydra.sweep.dir)).mkdir(parents=True, exist_ok=True)
-        jobs = dict(enumerate(map(list, job_overrides), initial_job_idx))
-        results = self.run_all(jobs)
-        return [results[number] for number in jobs]
+        self.work_off(source)
 
     @abstractmethod
-    def run_all(self, jobs: dict[int, list[str]]) -> dict[int, JobReturn]:
-        """Do jobs, given by number with their overrides."""
+    def work_off(self, source: JobSource) -> None:
+        """Do what `stream` says, by the workers of this launcher."""
+
+    def places(self, source: JobSource, idle: Callable[[], float]) -> float:
+        """Return how many jobs to have queued or running on a cluster at once.
+
+        A cluster's own queue gets the whole of a list, whose order nothing can change any more. Of
+        other sources it gets no more than it can run, because a later answer is a better one.
+
+        Args:
+            source: The jobs.
+            idle: Returns how many jobs the idle processors of the cluster can do.
+        """
+        if self.options.workers:
+            return float(self.options.workers)
+        if isinstance(source, JobList):
+            return math.inf
+        return max(1.0, min(idle(), math.inf if source.width is None else source.width))
 
     def lost(self, number: int, overrides: list[str], reason: str) -> JobReturn:
         """Record a job whose worker is gone for good; the others of the sweep go on.
@@ -186,6 +278,50 @@ class JobLauncher(ABC):
             self.task.sweep.job(number, overrides).keep(self.task.sweep.began, reason)
         # Not FAILED, at which Hydra's sweeper would raise and drop whatever comes after.
         return compat.job_return(overrides, {"failure": reason})
+
+
+def stream(launcher: Launcher, source: JobSource) -> None:
+    """Have a launcher of any kind do jobs as a source gives them out.
+
+    Args:
+        launcher: Hydra's, which was set up.
+        source: The jobs.
+    """
+    own = getattr(launcher, "stream", None)
+    if own is None:
+        stream_one_by_one(launcher, source)
+    else:
+        own(source)
+
+
+def stream_one_by_one(launcher: Launcher, source: JobSource) -> None:
+    """Have a launcher that takes only lists do the jobs of a source, in lists of one.
+
+    Args:
+        launcher: Hydra's, which was set up.
+        source: The jobs.
+    """
+    while True:
+        given = source.next()
+        if given is not None:
+            number, overrides = given
+            (result,) = launcher.launch([overrides], initial_job_idx=number)
+            source.over(number, _without_exception(result))
+        elif source.exhausted():
+            return
+        else:
+            time.sleep(ASK_AGAIN_SECONDS)
+
+
+def _without_exception(result: JobReturn) -> JobReturn:
+    """Return a job's result; an exception, which Hydra would raise again, becomes a failure."""
+    if result.status is JobStatus.COMPLETED:
+        return result
+    try:
+        reason = f"it ended {result.status.name}: {result.return_value}"
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    return compat.job_return(list(result.overrides or ()), {"failure": reason})
 
 
 def prepare(launcher: DictConfig, tracking: Tracking) -> None:

@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 import threading
-from collections import deque
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 
@@ -20,7 +19,12 @@ from hydra.core.utils import JobReturn
 
 from fmnist_lab.config.fields import OptionalCount, Section, Target
 from fmnist_lab.config.schema import Tracking
-from fmnist_lab.sweep.launchers.base import JobLauncher, JobRunner
+from fmnist_lab.sweep.launchers.base import (
+    ASK_AGAIN_SECONDS,
+    JobLauncher,
+    JobRunner,
+    JobSource,
+)
 from fmnist_lab.system import streams
 
 # TensorFlow cannot be forked.
@@ -46,27 +50,29 @@ class LocalCores(JobLauncher):
     def check(cls, options: LocalCoresOptions, tracking: Tracking) -> None:
         """Refuse nothing: any job can be done here."""
 
-    def run_all(self, jobs: dict[int, list[str]]) -> dict[int, JobReturn]:
+    def work_off(self, source: JobSource) -> None:
         """Do jobs side by side, and record those whose worker is lost."""
         from fmnist_lab.training import runtime
 
         cores = runtime.usable_cores()
         size = self.options.workers or max(1, cores // (self.options.threads or cores))
+        if source.width is not None:
+            size = min(size, source.width)
         runner = self.runner.pickled()
-        workers = [_Worker(runner) for _ in range(min(size, len(jobs)))]
-        todo = deque(jobs)
-        results: dict[int, JobReturn] = {}
+        workers: list[_Worker] = []
         try:
-            while len(results) < len(jobs):
-                for worker in workers:
-                    if worker.job is None and todo:
-                        number = todo.popleft()
-                        worker.begin(number, jobs[number])
-                for worker in _ready(workers):
-                    number, result = worker.end()
+            while True:
+                _hand_out(source, workers, size, runner)
+                over = source.exhausted()
+                busy = sum(worker.job is not None for worker in workers)
+                if over and not busy:
+                    return
+                can_ask = busy < size and not over
+                for worker in _ready(workers, ASK_AGAIN_SECONDS if can_ask else None):
+                    number, overrides, result = worker.end()
                     if isinstance(result, str):
-                        result = self.lost(number, jobs[number], result)
-                    results[number] = result
+                        result = self.lost(number, overrides, result)
+                    source.over(number, result)
         except BaseException:
             for worker in workers:
                 worker.terminate()
@@ -74,7 +80,6 @@ class LocalCores(JobLauncher):
         finally:
             for worker in workers:
                 worker.close()
-        return results
 
 
 class _Worker:
@@ -82,7 +87,7 @@ class _Worker:
 
     def __init__(self, runner: bytes) -> None:
         self.runner = runner
-        self.job: int | None = None
+        self.job: tuple[int, list[str]] | None = None
         self._start()
 
     def _start(self) -> None:
@@ -91,24 +96,24 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def begin(self, job: int, overrides: list[str]) -> None:
+    def begin(self, number: int, overrides: list[str]) -> None:
         """Have the process do a job, or another process if this one is lost."""
         if self.pipe.closed:
             self._start()
-        self.job = job
+        self.job = number, overrides
         # If it is gone already, `end` will notice.
         with suppress(OSError):
-            self.pipe.send((job, overrides))
+            self.pipe.send(self.job)
 
-    def end(self) -> tuple[int, JobReturn | str]:
-        """Return the number of the job that is over, and its result or why there is none."""
+    def end(self) -> tuple[int, list[str], JobReturn | str]:
+        """Return the job that is over, and its result or why there is none."""
         assert self.job is not None
-        job, self.job = self.job, None
+        (number, overrides), self.job = self.job, None
         try:
-            return job, self.pipe.recv()
+            return number, overrides, self.pipe.recv()
         except (EOFError, ConnectionError):
             self.pipe.close()
-            return job, self._epitaph()
+            return number, overrides, self._epitaph()
 
     def _epitaph(self) -> str:
         """Say how the process ended."""
@@ -133,10 +138,26 @@ class _Worker:
             self.process.join()
 
 
-def _ready(workers: list[_Worker]) -> list[_Worker]:
-    """Wait for the end of a job, and return the workers whose jobs are over."""
+def _hand_out(source: JobSource, workers: list[_Worker], size: int, runner: bytes) -> None:
+    """Give the idle workers jobs of a source, and start more workers up to `size` for others."""
+    idle = [worker for worker in workers if worker.job is None]
+    while (idle or len(workers) < size) and (given := source.next()):
+        if not idle:
+            # It takes seconds to start one, so only when there is a job for it.
+            idle = [_Worker(runner)]
+            workers += idle
+        idle.pop(0).begin(*given)
+
+
+def _ready(workers: list[_Worker], timeout: float | None) -> list[_Worker]:
+    """Wait for the end of a job, and return the workers whose jobs are over.
+
+    Args:
+        workers: All of them.
+        timeout: The most seconds to wait; None: any number.
+    """
     busy = {worker.pipe: worker for worker in workers if worker.job is not None}
-    return [busy[pipe] for pipe in wait(list(busy)) if isinstance(pipe, Connection)]
+    return [busy[pipe] for pipe in wait(list(busy), timeout) if isinstance(pipe, Connection)]
 
 
 def _work(pipe: Connection, pickled: bytes) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,8 +20,10 @@ from fmnist_lab.config import fields
 from fmnist_lab.config.schema import Tracking
 from fmnist_lab.errors import UserError
 from fmnist_lab.sweep.launchers.base import (
+    ASK_AGAIN_SECONDS,
     JobLauncher,
     JobRunner,
+    JobSource,
     Number,
     check_cluster,
     check_size,
@@ -39,6 +42,7 @@ class RayOptions(fields.Section):
     """`hydra.launcher` with hydra/launcher=ray_cluster."""
 
     target: fields.Target
+    workers: fields.OptionalCount
     address: fields.Text
     num_cpus: fields.Positive
     threads: fields.OptionalCount
@@ -100,7 +104,7 @@ class RayCluster(JobLauncher):
         ]
         check_size(wanted, nodes, "the Ray cluster")
 
-    def run_all(self, jobs: dict[int, list[str]]) -> dict[int, JobReturn]:
+    def work_off(self, source: JobSource) -> None:
         """Hand jobs to Ray, and wait for their ends."""
         import ray
         from ray.exceptions import RayError
@@ -108,28 +112,42 @@ class RayCluster(JobLauncher):
         _have_retries_told(self.task.remark)
         remote = ray.remote(**self.options.of_a_task())(_do)
         runner = ray.put(self.runner.pickled())
-        numbers = {
-            remote.options(name=f"job {number}").remote(runner, number, overrides): number
-            for number, overrides in jobs.items()
-        }
-        waiting = list(numbers)
-        results: dict[int, JobReturn] = {}
+        places = self.places(source, self._idle)
+        given: dict[ray.ObjectRef, tuple[int, list[str]]] = {}
         try:
             # Ray would make Ctrl-C of any exception that a signal raises while it waits.
             with signals.noted() as check:
-                while waiting:
+                while True:
+                    while len(given) < places and (job := source.next()):
+                        number, overrides = job
+                        task = remote.options(name=f"job {number}")
+                        given[task.remote(runner, number, overrides)] = job
                     check()
-                    over, waiting = ray.wait(waiting, timeout=1.0)
+                    if not given:
+                        if source.exhausted():
+                            return
+                        time.sleep(ASK_AGAIN_SECONDS)
+                        continue
+                    over, _ = ray.wait(list(given), timeout=1.0)
                     for reference in over:
-                        number = numbers[reference]
+                        number, overrides = given.pop(reference)
                         try:
-                            results[number] = ray.get(reference)
+                            result = ray.get(reference)
                         except RayError as error:
-                            results[number] = self.lost(number, jobs[number], _first_line(error))
+                            result = self.lost(number, overrides, _first_line(error))
+                        source.over(number, result)
         except KeyboardInterrupt:
-            _cancel(waiting)
+            _cancel(list(given))
             raise
-        return results
+
+    def _idle(self) -> float:
+        """Return how many jobs the processors, GPUs and memory of the cluster can do now."""
+        import ray
+
+        idle, task = ray.available_resources(), self.options.of_a_task()
+        wanted = {"CPU": task["num_cpus"], "GPU": task["num_gpus"], "memory": task["memory"]}
+        rooms = [idle.get(name, 0.0) // each for name, each in wanted.items() if each]
+        return float(min(rooms, default=1.0))
 
 
 def _do(pickled: bytes, number: int, overrides: list[str]) -> JobReturn:

@@ -1,7 +1,8 @@
 """Hydra's launcher for a Slurm cluster: `hydra/launcher=slurm`, on top of submitit.
 
-The jobs of a sweep are submitted as an array, and Slurm's queue is asked how they fare. A job that
-left the queue without a result was killed: it is submitted again, a few times.
+The jobs of a sweep are submitted as an array, those of a search one by one as processors become
+free, and Slurm's queue is asked how they fare. A job that left the queue without a result was
+killed: it is submitted again, a few times.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ from fmnist_lab.config import fields
 from fmnist_lab.config.schema import Tracking
 from fmnist_lab.errors import UserError
 from fmnist_lab.sweep.launchers import slurm_queue as queue
-from fmnist_lab.sweep.launchers.base import JobLauncher, JobRunner, Number, check_cluster
+from fmnist_lab.sweep.launchers.base import (
+    JobLauncher,
+    JobRunner,
+    JobSource,
+    Number,
+    check_cluster,
+)
 
 if TYPE_CHECKING:
     import submitit
@@ -41,6 +48,7 @@ class SlurmOptions(fields.Section):
     """`hydra.launcher` with hydra/launcher=slurm."""
 
     target: fields.Target
+    workers: fields.OptionalCount
     cpus_per_task: fields.Count
     threads: fields.OptionalCount
     mem_gb: fields.OptionalPositive
@@ -64,7 +72,7 @@ class SlurmOptions(fields.Section):
 
     def of_submitit(self) -> dict[str, Any]:
         """Return submitit's own options; those that are null are left to Slurm."""
-        ours = {"target", "threads", "retries", "max_num_timeout"}
+        ours = {"target", "workers", "threads", "retries", "max_num_timeout"}
         given = self.model_dump(exclude=ours, exclude_none=True)
         return {
             name if name in GENERAL else f"slurm_{name}": value for name, value in given.items()
@@ -105,36 +113,44 @@ class Slurm(JobLauncher):
         check_cluster("slurm", "submitit", "slurm", tracking)
         queue.check(options)
 
-    def run_all(self, jobs: dict[int, list[str]]) -> dict[int, JobReturn]:
+    def work_off(self, source: JobSource) -> None:
         """Submit jobs, wait for their ends, and submit those again that were killed."""
         folder = self._open_folder()
-        results: dict[int, JobReturn] = {}
+        places = self.places(source, lambda: queue.idle(self.options))
+        overrides: dict[int, list[str]] = {}  # of the jobs that are not over
         tries: Counter[int] = Counter()
         waiting: dict[int, submitit.Job[JobReturn]] = {}
-        again = list(jobs)
+        again: list[int] = []
         told: set[str] = set()
+        failed = False
         try:
-            while again or waiting:
+            while True:
+                while len(overrides) < places and (given := source.next()):
+                    overrides[given[0]] = given[1]
+                    again.append(given[0])
                 if again:
-                    attempts = [Attempt(folder / RUNNER, job, jobs[job]) for job in again]
+                    attempts = [Attempt(folder / RUNNER, job, overrides[job]) for job in again]
                     waiting |= zip(again, self._submit(folder, attempts), strict=True)
                     tries.update(again)
                     again = []
+                elif not waiting and source.exhausted():
+                    break
                 time.sleep(ASK_EVERY_SECONDS)
                 for number, state, result in self._over(waiting, told):
-                    if isinstance(result, JobReturn):
-                        results[number] = result
-                    elif state in queue.ACCIDENTS and tries[number] <= self.options.retries:
-                        self.task.remark(f"Job {number} is submitted again: {result}.")
-                        again.append(number)
-                    else:
-                        results[number] = self.lost(number, jobs[number], f"{result}; see {folder}")
+                    if not isinstance(result, JobReturn):
+                        if state in queue.ACCIDENTS and tries[number] <= self.options.retries:
+                            self.task.remark(f"Job {number} is submitted again: {result}.")
+                            again.append(number)
+                            continue
+                        result = self.lost(number, overrides[number], f"{result}; see {folder}")
+                    failed |= "failure" in (result.return_value or {})
+                    del overrides[number], tries[number]
+                    source.over(number, result)
         except KeyboardInterrupt:
             print(queue.cancel(self.name), file=sys.stderr)
             raise
-        if not any("failure" in (result.return_value or {}) for result in results.values()):
+        if not failed:
             shutil.rmtree(folder, ignore_errors=True)
-        return results
 
     def _open_folder(self) -> Path:
         """Return a new folder for the files of submitit, with the runner of all jobs in it.

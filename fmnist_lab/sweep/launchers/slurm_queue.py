@@ -80,6 +80,22 @@ def check(options: SlurmOptions) -> None:
     check_size(wanted, nodes, f"{where} in service")
 
 
+def idle(options: SlurmOptions) -> int:
+    """Return how many jobs the idle processors of the partition, or of the cluster, can do."""
+    words = ["sinfo", "--noheader", "--Node", "--format=%n|%C|%T"]
+    if options.partition:
+        words.append(f"--partition={options.partition}")
+    # A node of several partitions has a line for each. %C: allocated/idle/other/all
+    nodes = {
+        node: parts for line in _ask(*words).splitlines() for node, *parts in [line.split("|")]
+    }
+    return sum(
+        int(processors.split("/")[1]) // options.cpus_per_task
+        for processors, state in nodes.values()
+        if not state.lower().startswith(OUT_OF_SERVICE)
+    )
+
+
 def minutes(limit: str) -> float:
     """Return a time limit as Slurm writes it, such as 2-00:00:00, 1:00:00 or infinite."""
     if ":" not in limit:
