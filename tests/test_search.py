@@ -56,9 +56,9 @@ def test_a_trial_is_hydras_overrides_again():
 
 
 def test_a_chosen_number_has_few_digits_and_stays_within_the_bounds():
-    (axis,) = space_of("a=tag(log,interval(0.000123456,0.1))").axes
+    (axis,) = space_of("a=tag(log,interval(0.00012342,0.1))").axes
     assert axis.rounded(0.0031622776) == 0.003162
-    assert axis.rounded(0.000123457) == 0.000123456
+    assert axis.rounded(0.00012343) == 0.00012342
     (axis,) = space_of("a=range(0,1,0.1)").axes
     assert axis.points == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 
@@ -243,9 +243,12 @@ def test_no_trial_is_done_twice_in_a_small_space(tmp_path, sampler):
 def test_of_several_objectives_the_front_is_kept(tmp_path):
     search = Searched(tmp_path, objective=[ACCURACY, GAP], pruning="none", n_trials=15, finals=1)
     usual = search.do
-    search.do = lambda number, words: (
-        usual(number, words) | {gap: float(usual(number, words)[ACCURACY] ** 2)}
-    )
+
+    def do(number: int, words: list[str]) -> dict:
+        returned = usual(number, words)
+        return returned | {GAP: returned[ACCURACY] ** 2}
+
+    search.do = do
     source = search.run()
     # What is more accurate has the larger gap here, so that no trial beats another.
     assert sorted(source.front()) == list(range(15))
