@@ -214,6 +214,12 @@ def check_config(options: SearchOptions, config: Config) -> None:
             "out of the training, and never on the test set; expected a share above 0, for "
             "example data.validation_fraction=0.1"
         )
+    if config.checkpoint.every is None and options.pruning != "none":
+        raise UserError(
+            f"checkpoint.every: received null with hydra.sweeper.pruning={options.pruning}, but a "
+            "paused trial goes on from its checkpoint; leave out checkpoint.every=null, or add "
+            "hydra.sweeper.pruning=none"
+        )
     if config.tracking.kind == "none" and options.pruning != "none":
         raise UserError(
             f"tracking: received none with hydra.sweeper.pruning={options.pruning}, but then "
