@@ -14,7 +14,7 @@ from simulated import NO_CURVES, simulate
 
 from fmnist_lab.errors import UserError
 from fmnist_lab.evaluation import statistics
-from fmnist_lab.studies import report
+from fmnist_lab.studies import report, writing
 from fmnist_lab.studies.design import as_changes, heat_map_sides, one_at_a_time
 
 COMMAND = 'python -m fmnist_lab.run -m trainer.epochs=1,5 "seed=range(3)"'
@@ -347,7 +347,7 @@ def test_curves_hold_the_mean_of_every_epoch(study):
 
 def test_lists_survive_the_csv():
     runs, _ = simulate(1, (1,), (8, (256, 128)))
-    results = report._results(report.take_apart(runs))
+    results = writing.plain(report._results(report.take_apart(runs)))
     assert results["model.hidden_units"].tolist() == [8, "[256, 128]"]
     assert report.varied(results) == ["model.hidden_units"]
 

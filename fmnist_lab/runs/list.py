@@ -81,6 +81,11 @@ def list_runs(
                 "The figures of a sweep are the means of its best setting: by validation accuracy "
                 "where images were held out, else by test accuracy."
             )
+        if any(row.get("search") for row in shown):
+            console.print(
+                "Those of a search are the validation accuracy of its best trial, which looks "
+                "better than it is, and the means of the winner trained on all images."
+            )
         if len(rows) > most:
             console.print(f"… and older ones; --most {2 * most} lists more of them")
         if sweeps and not every and not where:

@@ -5,13 +5,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -45,10 +42,8 @@ from fmnist_lab.studies.summary import (
     take_apart,
     varied,
 )
+from fmnist_lab.studies.writing import Figure, Table, csv, drawn, keep, page, section
 from fmnist_lab.texts import counted
-
-if TYPE_CHECKING:
-    from fmnist_lab.studies.vega import Chart
 
 __all__ = [
     "Study",
@@ -63,7 +58,8 @@ __all__ = [
     "write",
 ]
 
-FORMULA = ("=", "+", "-", "@")
+# Columns of runs that no file has.
+NOT_WRITTEN = ("sweeps", "trial_values", "search")
 # What is drawn, by settings and against the epochs, and in which files.
 FILES = {
     "accuracy/validation": "validation",
@@ -72,22 +68,6 @@ FILES = {
 }
 CURVES = tuple(FILES)
 MOST_PAIRS = 10  # Of parameters, whose heat maps a page has.
-
-
-class Figure(NamedTuple):
-    """A chart under the name of its file, with its caption."""
-
-    file: str
-    caption: str
-    chart: Chart
-
-
-class Drawn(NamedTuple):
-    """A figure as the page has it; `width` is the most that it is shown at, in pixels."""
-
-    caption: str
-    svg: str
-    width: float
 
 
 def write(
@@ -118,45 +98,27 @@ def write(
     Raises:
         UserError: No run is finished, or an axis was not varied.
     """
-    from fmnist_lab.studies import charts, vega
+    from fmnist_lab.studies import charts
 
     study = take_apart(runs)
     sides = heat_map_sides(study, axes)
     metrics = charts.charted(study.summary)
     points = {metric: mean_curves(study, curves, metric) for metric in metrics}
     figures, others = _figures(study, sides, points, is_chosen=axes is not None)
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "results.csv": _results(study).to_csv(index=False, lineterminator="\n"),
-        "summary.csv": _plain(study.summary).to_csv(index=False, lineterminator="\n"),
-    }
+    texts = {"results.csv": csv(_results(study)), "summary.csv": csv(study.summary)}
     if len(points["accuracy/gap"]):
-        texts["curves.csv"] = _curves(points).to_csv(index=False, lineterminator="\n")
+        texts["curves.csv"] = csv(_curves(points))
     texts["report.md"] = _markdown(study, figures, title, command)
-    drawn = [_drawn(figure, f"figure{place}") for place, figure in enumerate([*figures, *others])]
-    for figure, each in zip(figures, drawn, strict=False):
-        (folder / figure.file).write_bytes(vega.png(each.svg))
-    texts["report.html"] = _page(
-        study, drawn[: len(figures)], drawn[len(figures) :], title, command
+    pictures = drawn([*figures, *others])
+    texts["report.html"] = page(
+        title,
+        {"": command},
+        findings(study),
+        pictures[: len(figures)],
+        [*_tables(study), _every(study)],
+        pictures[len(figures) :],
     )
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8", newline="\n")
-    return [folder / name for name in (*texts, *(figure.file for figure in figures))]
-
-
-def _plain(frame: pd.DataFrame) -> pd.DataFrame:
-    """Tuples as lists, as a config has them; texts as nothing that a spreadsheet would calculate.
-
-    A program for spreadsheets takes a text that begins with one of `FORMULA` for a formula, which
-    may start other programs; an apostrophe before it keeps it a text.
-    """
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return str(list(value))
-        return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
-
-    return frame.map(plain).rename(columns=plain)
+    return keep(folder, texts, figures, pictures)
 
 
 def _results(study: Study) -> pd.DataFrame:
@@ -166,8 +128,8 @@ def _results(study: Study) -> pd.DataFrame:
     parameters = sorted(name for name in known if is_parameter(name))
     first = [name for name in ("name", "status", "seed") if name in known]
     last = [name for name in ("job_number", "failure", "run_id") if name in known]
-    others = sorted(set(known) - {*first, *parameters, *metrics, *last, "sweeps"})
-    return _plain(study.runs[[*first, *parameters, *metrics, *others, *last]])
+    others = sorted(set(known) - {*first, *parameters, *metrics, *last, *NOT_WRITTEN})
+    return study.runs[[*first, *parameters, *metrics, *others, *last]]
 
 
 def _curves(points: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -181,7 +143,7 @@ def _curves(points: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         if len(points[metric])
     ]
     keys = [name for name in named[0] if "/" not in name]
-    return _plain(reduce(lambda left, right: left.merge(right, on=keys, how="left"), named))
+    return reduce(lambda left, right: left.merge(right, on=keys, how="left"), named)
 
 
 def _figures(
@@ -253,24 +215,21 @@ def _heat_maps(study: Study, sides: Sequence[str], metrics: Iterable[str]) -> li
     ]
 
 
-def _drawn(figure: Figure, name: str) -> Drawn:
-    from fmnist_lab.studies import vega
+def _tables(study: Study) -> list[Table]:
+    folded = is_mixed(study)
+    headings, rows, _ = settings_table(study, folded=folded)
+    note = common_values(study) if folded else ""
+    tables = [Table("Settings", headings, rows, note, is_right=not folded)]
+    if study.unused:
+        tables.append(Table("Runs that are in no mean", Unused._fields, study.unused))
+    return tables
 
-    svg = vega.svg(figure.chart, name)
-    found = re.search(r'width="([\d.]+)"', svg)
-    assert found is not None
-    return Drawn(figure.caption, svg, round(1.5 * float(found[1])))
 
-
-def _page(
-    study: Study, figures: Sequence[Drawn], others: Sequence[Drawn], title: str, command: str
-) -> str:
-    """Return the HTML page. It holds everything it needs, so it can be read without a network."""
-    import jinja2
-
+def _every(study: Study) -> Table:
+    """Return the table of all runs."""
     short = short_names(study.parameters)
     metrics = [metric for metric in METRICS if metric in study.runs]
-    every = [
+    rows = [
         [
             *(str(run[name]) for name in ("name", "status")),
             *(shown(run.get(name), name) for name in (*short, "seed")),
@@ -279,46 +238,16 @@ def _page(
         for run in study.runs.to_dict("records")
     ]
     headings = ["run", "status", *short.values(), "seed", *(METRICS[m].lower() for m in metrics)]
-    folded = is_mixed(study)
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = files("fmnist_lab.studies").joinpath("report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
-        title=title,
-        command=command,
-        findings=findings(study),
-        figures=figures,
-        others=others,
-        settings=settings_table(study, folded=folded)[:2],
-        common=common_values(study) if folded else "",
-        unused=study.unused,
-        runs=(headings, every),
-        count=counted(len(every), "run"),
-    )
+    return Table(f"All {counted(len(rows), 'run')}", headings, rows, is_folded=True)
 
 
 def _markdown(study: Study, figures: Sequence[Figure], title: str, command: str) -> str:
-    folded = is_mixed(study)
-    headings, rows, _ = settings_table(study, folded=folded)
-    blocks = [f"# {title}", f"```\n{command}\n```", *findings(study)]
-    blocks.append("## Settings\n\n" + _pipes(headings, rows, right=not folded))
-    if folded:
-        blocks.append(common_values(study))
+    settings, *others = map(section, _tables(study))
+    blocks = [f"# {title}", f"```\n{command}\n```", *findings(study), settings]
     blocks.append(
         "Every run is in [results.csv](results.csv), this table in full precision in "
         "[summary.csv](summary.csv), and an interactive version in "
         "[report.html](report.html)."
     )
     blocks += [f"![{figure.caption}]({figure.file})" for figure in figures]
-    if study.unused:
-        table = _pipes(Unused._fields, study.unused, right=False)
-        blocks.append(f"## Runs that are in no mean\n\n{table}")
-    return "\n\n".join(blocks) + "\n"
-
-
-def _pipes(headings: Sequence[str], rows: Sequence[Sequence[str]], right: bool) -> str:
-    lines = [headings, ["--:" if right else "---"] * len(headings), *rows]
-    return "\n".join(
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines
-    )
+    return "\n\n".join([*blocks, *others]) + "\n"

@@ -7,6 +7,7 @@ them: to build them with Altair would take as long as to draw them.
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import textwrap
@@ -24,6 +25,7 @@ LIGHT_TO_DARK = {"name": "viridis", "extent": [0.78, 0.05]}  # Its yellow end is
 LONGEST_LABEL = 40
 LEAST_SPAN = 0.01  # Of a scale, else noise between settings would look like something.
 ENDS = ("mean", "low", "high")
+LARGEST_PNG = 250_000
 MOST_GROUPS = 12  # Labels and colours; more of them say nothing any more.
 LOOK = {
     # Of one width; vl-convert brings the first along.
@@ -69,9 +71,21 @@ def svg(chart: Chart, name: str = "chart") -> str:
 
 
 def png(drawn: str) -> bytes:
-    """Return what `svg` has drawn as a PNG of 144 pixels per inch."""
+    """Return what `svg` has drawn as a PNG of 144 pixels per inch.
+
+    Many lines that cross have thousands of shades: a picture of more than `LARGEST_PNG` bytes gets
+    256 of them, which no eye tells from all.
+    """
     pixels: bytes = vl_convert.svg_to_png(drawn, scale=2)
-    return pixels
+    if len(pixels) <= LARGEST_PNG:
+        return pixels
+    from PIL import Image
+
+    small = io.BytesIO()
+    Image.open(io.BytesIO(pixels)).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+        small, "PNG", optimize=True, dpi=(144, 144)
+    )
+    return small.getvalue()
 
 
 def finished(chart: Chart, title: str, note: str, width: float) -> Chart:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     pass
 
 SWEEP_TAG = "sweep."
+SEARCH_TAG = "search.facts"  # of the parent run of a search
 RUNS_AT_ONCE = 500  # in one question for curves; databases limit the length of a question
 PAGE = 1000
 

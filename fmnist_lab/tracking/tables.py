@@ -17,6 +17,7 @@ from fmnist_lab.tracking.failures import asks, translated
 from fmnist_lab.tracking.query import (
     PAGE,
     RUNS_AT_ONCE,
+    SEARCH_TAG,
     SWEEP_TAG,
     RunRef,
     client_to_read,
@@ -36,6 +37,10 @@ TAG_COLUMNS = {
     "mlflow.source.git.commit": "commit",
     "git.dirty": "dirty",
     "data.digest": "data_digest",
+    "role": "role",
+    "trial.number": "trial",
+    "trial.values": "trial_values",
+    SEARCH_TAG: "search",
 }
 
 
@@ -101,9 +106,9 @@ def row_of(run: Any) -> dict[str, Any]:
 
     Returns:
         `run_id`, `name`, `status`, `started` and `ended` (UTC), `job` ("" if another tool has made
-        the run), `sweeps` (job numbers by the ids of the sweeps that the run answers), `failure`,
-        `commit` and `dirty` where there are any, then params and last metrics under their own
-        names. No logged name takes the place of one of ours, and no metric that of a param.
+        the run), `sweeps` (job numbers by the ids of the sweeps that the run answers), those of
+        `TAG_COLUMNS` where there are any, then params and last metrics under their own names. No
+        logged name takes the place of one of ours, and no metric that of a param.
     """
     info, tags = run.info, run.data.tags
     sweeps = {
