@@ -201,31 +201,36 @@ class SweepDriver:
         return status == "FINISHED"
 
     def _sum_up_search(self, search: Search, error: BaseException | None) -> bool:
-        """Sum up a search, which has its own figures and may do without some of its trials."""
+        """Sum up a search, which may do without some of its trials."""
         status, reason = _outcome(error, 1, 1)
         if error is None and (reason := search.outcome()):
             status = "FAILED"
-        if not self.run:
-            search.sum_up(None, None)
-            self.screen.console.print("\nNothing was kept (tracking=none).")
-            shutil.rmtree(self.folder, ignore_errors=True)
-        else:
-            runs, curves = self.run.members(*search.curves)
-            summary = self.folder / "summary"
-            metrics = search.sum_up(runs, curves)
-            tracking.tag(self.run.store, self.run.id, {FACTS_TAG: json.dumps(search.facts())})
-            self.run.close(status, reason, metrics, summary)
-        search.log.close()
         if reason:
             self.remark(f"\nThe search is {status}: {reason}.")
+        if self.run:
+            runs, curves = self.run.members(*search.curves)
+            summary, counts = self.folder / "summary", search.counts
+            metrics = {f"sweep/{state}": float(counts[state]) for state in ("finished", "failed")}
+            try:
+                metrics |= search.report(runs, curves, summary, self.name)
+            except UserError as nothing:
+                self.remark(f"\n{nothing}")
+            tracking.tag(self.run.store, self.run.id, {FACTS_TAG: json.dumps(search.facts())})
+            self.run.close(status, reason, metrics, summary)
+        else:
+            search.tell()
+            self.screen.console.print("Nothing was kept (tracking=none).")
+            shutil.rmtree(self.folder, ignore_errors=True)
+        search.log.close()
         steps = search.next_steps()
         if self.run:
-            store = self.run.store
-            steps = {"see it": store.command("runs", "ui", self.run.id)} | steps
+            store, run = self.run.store, self.run.id
+            steps["see it"] = store.command("runs", "ui", run)
+            steps["report"] = store.command("runs", "report", run, "--output", "report")
             if status != "FINISHED" and self.resumable:
                 steps["go on"] = provenance.command("resume=true")
-        self.screen.console.print()
         if steps:
+            self.screen.console.print()
             aligned(self.screen.console, steps)
         return status == "FINISHED"
 

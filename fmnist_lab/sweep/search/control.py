@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SWEEPER = "OptunaSweeper"
 FACTS_TAG = "search.facts"
+STATES = ("finished", "paused", "unfinished", "failed")
 
 
 class Search:
@@ -274,34 +275,46 @@ class Search:
         words = self.space.overrides(best.values, [*self._final_words, seed])
         return provenance.run_command(words)
 
-    def sum_up(self, runs: pd.DataFrame | None, curves: pd.DataFrame | None) -> dict[str, float]:
-        """Print what the search has found.
-
-        Args:
-            runs: One row per job, or None if nothing is kept.
-            curves: The objectives of each epoch.
-
-        Returns:
-            The metrics of the parent run.
-        """
-        console, counts = self.screen.console, self.counts
-        parts = [
-            f"{counts[state]} {state}"
-            for state in ("finished", "paused", "unfinished", "failed")
-            if counts[state]
-        ]
-        console.print(
-            f"\n{counted(sum(counts.values()), 'trial')} in {duration(self.source.trials.seconds)}"
+    def tell(self) -> None:
+        """Print how many trials have come to which end, and the best, where no run was kept."""
+        counts, trials = self.counts, self.source.trials
+        parts = [f"{counts[state]} {state}" for state in STATES if counts[state]]
+        self.screen.console.print(
+            f"\n{counted(len(trials.all), 'trial')} in {duration(trials.seconds)}"
             f"{': ' if parts else ''}{', '.join(parts)}."
         )
-        metrics = {f"sweep/{state}": float(count) for state, count in counts.items()}
         best = self.source.best()
-        if best is not None and best.last is not None:
-            told = "  ".join(f"{key}={value}" for key, value in best.values.items())
-            figures = dict(zip(self.options.objectives, best.last, strict=True))
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-            aligned(console, {"best": f"trial {best.number}: {told}", "had": shown})
-        return metrics
+        if best is None or best.last is None:
+            return
+        values = "  ".join(f"{key}={value}" for key, value in best.values.items())
+        figures = zip(self.options.objectives, best.last, strict=True)
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in figures)
+        aligned(self.screen.console, {"best": f"trial {best.number}: {values}", "it had": shown})
+
+    def report(
+        self, runs: pd.DataFrame, curves: pd.DataFrame, folder: Path, name: str
+    ) -> dict[str, float]:
+        """Print the findings, write the report, and return the metrics of the parent run.
+
+        Args:
+            runs: One row per job.
+            curves: The metrics that `curves` names, of each epoch.
+            folder: Takes the files of the report.
+            name: The search's name.
+
+        Raises:
+            UserError: There is nothing to report.
+        """
+        from fmnist_lab.studies import search
+
+        facts = search.facts_of(json.dumps(self.facts()))
+        self.screen.console.print()
+        for part in search.terminal(runs, curves, facts):
+            self.screen.console.print(part)
+        title, command = f"{name[:1].upper()}{name[1:]}", provenance.command()
+        search.write(runs, curves, facts, folder, title=title, command=command)
+        means = search.best_means(runs, curves, facts)
+        return {tracking.best_mean(metric): mean for metric, mean in means.items()}
 
     def outcome(self) -> str:
         """Return why the search has not found what it was to find; "" if it has."""
