@@ -54,9 +54,7 @@ class Membership:
             flags: The flags of the command line that say where configs are.
         """
         name = naming.job_name(overrides, axes) or f"job {job}"
-        # The command makes the whole run.
-        words = [word for word in overrides if not word.startswith("pause_after=")]
-        command = provenance.run_command([*flags, *words])
+        command = provenance.run_command([*flags, *overrides])
         return cls(run.id if run else "", job, name, axes, command)
 
     def tags(self) -> dict[str, str]:
