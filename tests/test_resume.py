@@ -82,7 +82,7 @@ def test_nothing_is_found_where_nothing_was(store, asked, before, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("status", ["RUNNING", "KILLED", "FAILED"])
+@pytest.mark.parametrize("status", ["RUNNING", "KILLED", "FAILED", "SCHEDULED"])
 def test_an_interrupted_run_is_found_with_what_is_left_of_it(store, asked, before, status):
     run_id, left = before.run(status, threads="3", engine="graph")
     found = resume.look_up(store, asked, None)
@@ -277,6 +277,12 @@ def test_a_job_of_a_sweep_goes_on_with_its_own_run(store, before):
     run_id, own = before.run("KILLED", **member.tags())
     found = resume.look_up(store, asked, member)
     assert (found.run_id, found.scratch.folder) == (run_id, own.folder)
+    # Even if there is a newer one, which is another sweep's.
+    found.scratch.release()
+    _, newer = before.run("SCHEDULED", **{member_tag("b" * 32): "00003"})
+    found = resume.look_up(store, before.asked, member)
+    assert (found.run_id, found.scratch.folder) == (run_id, own.folder)
+    newer.remove()
     found.scratch.remove()
     # Its folder went down with another machine: the run will not go on.
     lost, gone = before.run("RUNNING", **member.tags())

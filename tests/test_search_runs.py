@@ -33,7 +33,8 @@ class Kept:
         (experiment,) = client.search_experiments(filter_string="name = 'fmnist_lab'")
         runs = list(client.search_runs([experiment.experiment_id]))
         (self.parent,) = [run for run in runs if run.data.tags["job"] == "sweep"]
-        self.children = [run for run in runs if run is not self.parent]
+        mine = f"sweep.{self.parent.info.run_id}"
+        self.children = [run for run in runs if mine in run.data.tags]
         self.facts = json.loads(self.parent.data.tags["search.facts"])
         self.files = {file.path for file in client.list_artifacts(self.parent.info.run_id)}
         self.log = folder / "mlruns" / "hydra" / self.parent.info.run_id / "trials.jsonl"

@@ -17,8 +17,9 @@ CONSTANT = "fmnist_lab.schedules.constant"
 def identity(values: Mapping[str, Any]) -> str:
     """Return a hash of all that decides the outcome: 16 hexadecimal digits.
 
-    The place of the store, the name of the run and the folder of the (verified) data do not decide
-    the outcome, so they do not count. A folder whose content nothing verifies does.
+    The place of the store, the name of the run, the epoch to pause after and the folder of the
+    (verified) data do not decide the outcome, so they do not count. A folder whose content nothing
+    verifies does.
     """
     return _digest(_deciding(values))
 
@@ -48,7 +49,7 @@ def prefix_identity(values: Mapping[str, Any]) -> str | None:
 
 
 def _deciding(values: Mapping[str, Any]) -> dict[str, Any]:
-    elsewhere = ("tracking", "name", "resume", "checkpoint")
+    elsewhere = ("tracking", "name", "resume", "pause_after", "checkpoint")
     data = values["data"]
     unverified = "sha256" in data and data["sha256"] is None
     places = ("cache_dir", "download", *(() if unverified else ("dir",)))

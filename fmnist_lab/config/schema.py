@@ -150,6 +150,7 @@ class Config(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295")]
     name: OptionalText
     resume: Flag
+    pause_after: OptionalCount = Field(examples=[3])
     model_uri: OptionalText = Field(examples=["runs:/RUN_ID/model"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -244,7 +245,31 @@ def validate(values: Mapping[str, Any]) -> Config:
             f"model_uri: received {config.model_uri}, but job=train builds a new model; add "
             "job=evaluate to evaluate an existing one"
         )
+    _check_pause(config)
     return config
+
+
+def _check_pause(config: Config) -> None:
+    """Refuse to pause where no state would be kept to go on from, and where there is no epoch."""
+    after = config.pause_after
+    if after is None:
+        return
+    if config.job.name != "train":
+        raise UserError(
+            f"pause_after: received {after}, but job={config.job.name} trains no epoch to pause "
+            "after; leave pause_after out"
+        )
+    if after >= config.trainer.epochs:
+        return
+    for key, keeps_nothing in (
+        ("tracking=none", config.tracking.kind == "none"),
+        ("checkpoint.every=null", config.checkpoint.every is None),
+    ):
+        if keeps_nothing:
+            raise UserError(
+                f"pause_after: received {after}, but with {key} no state is kept that a paused run "
+                f"could go on from; leave out {key} or pause_after"
+            )
 
 
 def _check_choices(config: Config) -> None:

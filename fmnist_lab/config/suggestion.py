@@ -31,7 +31,7 @@ def sweep_around(config: Config) -> str:
         axes = {key: ",".join(map(str, values)) for key, values in spread.items()}
     elif not axes:
         axes = {"seed": ",".join(str((config.seed + more) % 2**32) for more in range(3))}
-    dropped = {*axes, "hydra.mode", "name", "resume"}
+    dropped = {*axes, "hydra.mode", "name", "resume", "pause_after"}
     words = [
         word
         for word in (*hydra.overrides.hydra, *hydra.overrides.task)

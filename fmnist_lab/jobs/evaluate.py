@@ -28,7 +28,7 @@ def run(config: Config, member: Membership | None = None) -> dict[str, float]:
     store = tracking.Store.locate(config.tracking.uri, for_writing=kept)
     job = Job(config, member, store if kept else None)
     if job.answered is not None:
-        return job.answered
+        return dict(job.answered.metrics)
     from fmnist_lab.models import saved
 
     model, _ = tracking.load_model(uri, store, saved.load)

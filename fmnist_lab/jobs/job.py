@@ -18,8 +18,8 @@ class Job:
     """A config that is about to be carried out, with its data, its store and its screen.
 
     Attributes:
-        answered: The metrics of a finished run of the same config, which leaves nothing to do, or
-            None. The screen has shown them.
+        answered: The finished run of the same config, which leaves nothing to do, or None. The
+            screen has shown its metrics.
         interrupted: What an interrupted run of the same config has left, or None.
         device: The device that TensorFlow runs on; it is there only if there is something to do.
         tags: The run's tags; they are there only after `open_run`.
@@ -47,7 +47,7 @@ class Job:
             digest = self.dataset.digest
             earlier = resume.look_up(store, config, place, digest, self.screen.remark)
         self.interrupted: resume.Interrupted | None = None
-        self.answered: dict[str, float] | None = None
+        self.answered: tracking.RunRecord | None = None
         if store is None or earlier is None:
             self._start_device()
         elif isinstance(earlier, resume.Interrupted):
@@ -56,7 +56,7 @@ class Job:
         else:
             see = store.command("runs", "ui", earlier.run_id)
             self.screen.answered(earlier.name, earlier.run_id, earlier.metrics, see)
-            self.answered = dict(earlier.metrics)
+            self.answered = earlier
 
     def _start_device(self) -> None:
         """Start TensorFlow, and say so if it cannot have the number of threads that was asked for.

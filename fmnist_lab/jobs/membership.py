@@ -54,7 +54,9 @@ class Membership:
             flags: The flags of the command line that say where configs are.
         """
         name = naming.job_name(overrides, axes) or f"job {job}"
-        command = provenance.run_command([*flags, *overrides])
+        # A pause is a step on the way to the job's result, which the command makes in one go.
+        lasting = [word for word in overrides if not word.lstrip("+").startswith("pause_after=")]
+        command = provenance.run_command([*flags, *lasting])
         return cls(run.id if run else "", job, name, axes, command)
 
     def tags(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ from fmnist_lab.tracking.journal import (
     TOKEN_TAG,
     Journal,
     clear_half_removed,
+    is_at_rest,
     is_finished,
     is_live,
     journal_at,
@@ -138,15 +139,19 @@ def look_up(
     if found is None and config.resume:
         found = _unknown(store, experiment, config)
     if found is None and member is not None:
-        # A machine that was lost took the folder along; its run will not go on.
-        _end(store, runs)
+        # A machine that was lost took the folder along; its run will not go on. A paused run of
+        # another sweep may wait on another machine.
+        _end(store, [run for run in runs if run.status == "RUNNING" or _is_of(run, member)])
     return found
 
 
 def _runs(
     store: tracking.Store, experiment: str, config: Config, member: Membership | None, digest: str
 ) -> list[tracking.RunRecord]:
-    """Return the runs that may answer a config, or be continued for it, the newest first."""
+    """Return the runs that may answer a config, or be continued for it.
+
+    A sweep's own runs of the job come first, then the newest.
+    """
 
     def known(where: str) -> list[tracking.RunRecord]:
         return [
@@ -167,7 +172,13 @@ def _runs(
         # The native engine makes the same bits whatever `trainer.threads` is.
         native = f"tags.`{NATIVE_HASH}` = '{config.native_identity()}' and tags.engine = 'native'"
         runs += known(f"{native} and attributes.status = 'FINISHED'")
-    return runs
+    return runs if member is None else sorted(runs, key=lambda run: not _is_of(run, member))
+
+
+def _is_of(run: tracking.RunRecord, member: Membership) -> bool:
+    """Return whether a run is one of a sweep's own runs of a job."""
+    tag = tracking.member_tag(member.sweep)
+    return run.tags.get(tag) == member.tags()[tag]
 
 
 def _whole(
@@ -202,9 +213,9 @@ def _clear(store: tracking.Store, runs: Runs) -> None:
 
 
 def _end(store: tracking.Store, runs: Runs) -> None:
-    """Mark runs as KILLED that the store believes to be running."""
+    """Mark runs as KILLED that the store believes to be running, or paused, and nothing is left."""
     for run in runs:
-        if run.status == "RUNNING":
+        if run.status in ("RUNNING", "PAUSED"):
             tracking.end(store, run.run_id, "KILLED")
 
 
@@ -255,9 +266,13 @@ def supersede(store: tracking.Store, config: Config) -> None:
     """
     here = tracking.experiment_name(store, config.tracking.experiment)
     for folder in _folders(store, config):
-        runs = [event for event in read_events(folder) if isinstance(event, Opened)]
-        if all(store.is_at(run.store) and run.experiment in (here, None) for run in runs):
-            _remove(folder)
+        events = read_events(folder)
+        runs = [event for event in events if isinstance(event, Opened)]
+        if not all(store.is_at(run.store) and run.experiment in (here, None) for run in runs):
+            continue
+        if _remove(folder) and runs and is_at_rest(events):
+            # A run without its state will not go on.
+            tracking.end(store, runs[-1].id, "KILLED")
 
 
 def _folders(store: tracking.Store, config: Config) -> list[Path]:

@@ -134,6 +134,20 @@ class Screen:
         again = provenance.command("resume=true")
         self.remark(f"\nStopped: {kept}. To go on from {place}:\n  {again}")
 
+    def paused(self, epoch: int, epochs: int, run: Run) -> None:
+        """Say that a run is paused, and which commands may follow.
+
+        Args:
+            epoch: The last finished epoch.
+            epochs: The last epoch's number.
+            run: The run, which is closed.
+        """
+        self.remark(
+            f"\nPaused after epoch {epoch} of {epochs}: the run is PAUSED, and the training's "
+            "exact state is kept."
+        )
+        self._kept(run, {"go on": provenance.command("resume=true", without="pause_after")})
+
     def ended(self, epoch: int, stopped: bool, chosen: str) -> None:
         """Say what callbacks did at the end of the training.
 
@@ -160,7 +174,25 @@ class Screen:
         self._scores(metrics)
         if run.store is None or not run.id:
             self.console.print("Nothing was kept (tracking=none).")
-        elif run.waiting:
+            return
+        steps = {}
+        # `predict` shows images of that set alone.
+        if trained and self.dataset.name == FASHION_MNIST.name:
+            model = f"runs:/{run.id}/model"
+            steps["predict"] = run.store.command("predict", "--model", model, "--index", "0", "12")
+        if self.sweep:
+            steps["sweep"] = self.sweep
+        self._kept(run, steps)
+
+    def _kept(self, run: Run, steps: Mapping[str, str]) -> None:
+        """Say where a run is kept, and what may follow.
+
+        Args:
+            run: The run, which is closed.
+            steps: Commands beside the one that shows the run, by the words for them.
+        """
+        assert run.store is not None
+        if run.waiting:
             assert run.journal is not None
             self.remark(
                 f"\nThe store {run.store_name} has not taken all of the run: {run.outage}. The "
@@ -171,16 +203,7 @@ class Screen:
             self.console.print(
                 f"\nRun '{escape(run.name)}', id {run.id}, is kept in {escape(run.store_name)}.\n"
             )
-            steps = {"see it": run.store.command("runs", "ui", run.id)}
-            # `predict` shows images of that set alone.
-            if trained and self.dataset.name == FASHION_MNIST.name:
-                model = f"runs:/{run.id}/model"
-                steps["predict"] = run.store.command(
-                    "predict", "--model", model, "--index", "0", "12"
-                )
-            if self.sweep:
-                steps["sweep"] = self.sweep
-            aligned(self.console, steps)
+            aligned(self.console, {"see it": run.store.command("runs", "ui", run.id), **steps})
 
     def _scores(self, metrics: Mapping[str, float]) -> None:
         table = Table(box=None, pad_edge=False, padding=(0, 4, 0, 0), header_style="bold")

@@ -36,7 +36,8 @@ def run(
             it is here.
 
     Returns:
-        The last epoch's metrics.
+        The last epoch's metrics, and its number as `epoch`. A run that is paused before its last
+        epoch has those of the epoch it was paused after.
 
     Raises:
         UserError: Something in the config cannot be done, and no run is left behind; or the
@@ -45,7 +46,7 @@ def run(
     kept = config.tracking.kind != "none"
     job = Job(config, member, tracking.Store.locate(config.tracking.uri) if kept else None)
     if job.answered is not None:
-        return job.answered
+        return {**job.answered.metrics, "epoch": float(job.answered.epoch)}
     training = _Training(job, engine_before)
     job.screen.heading(config, job.device, training.model, training.recipe.engine)
     name = naming.run_name(config, member.name if member else "")
@@ -59,15 +60,21 @@ def run(
         # A server may be out of reach; a database's files have been tried already.
         if run.is_remote:
             run.wait_until_open()
-        if not training.is_over:
+        if not (training.is_over or training.is_paused):
             with training.saved_if_interrupted(resumable=kept and not reproduces):
                 training.train(run, check_signals)
-        training.keep_outputs(run)
+        if training.is_paused:
+            training.pause(run)
+        else:
+            training.keep_outputs(run)
         check_signals()
+    if training.is_paused:
+        job.screen.paused(len(training.history), config.trainer.epochs, run)
+        return training.result
     if job.store is not None:
         resume.supersede(job.store, config)
     job.screen.result(training.history[-1], run, trained=True)
-    return training.history[-1]
+    return training.result
 
 
 class _Training:
@@ -114,6 +121,17 @@ class _Training:
         """Whether no epoch is left to be trained."""
         return self.keeper.stopped or len(self.history) == self.config.trainer.epochs
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether the epochs that are left are for a later command to train."""
+        after = self.config.pause_after
+        return not self.is_over and after is not None and len(self.history) >= after
+
+    @property
+    def result(self) -> dict[str, float]:
+        """The metrics of the last finished epoch, and its number."""
+        return {**self.history[-1], "epoch": float(len(self.history))}
+
     def keep_inputs(self, run: tracking.Run) -> None:
         """Keep the config, and pictures of the data."""
         run.params(naming.params(self.config))
@@ -144,7 +162,7 @@ class _Training:
         elif left:
             # It begins again, and its tags may no longer be true.
             run.tags(self.job.tags | dict.fromkeys(map(resume.BEFORE.format, resume.SETTINGS), ""))
-        if not self.is_over:
+        if not (self.is_over or self.is_paused):
             loop.compile_ahead(*self.arguments, self.recipe)
 
     def _shared_checkpoints(self) -> Path | None:
@@ -208,7 +226,7 @@ class _Training:
                 validation=self.validation,
                 callbacks=self.callbacks,
                 first_epoch=len(self.history) + 1,
-                on_begin=self.keeper.begin,
+                on_begin=self._begin,
                 on_progress=advance,
             ):
                 evaluated = epoch.last or epoch.number % trainer.evaluate_every == 0
@@ -224,6 +242,40 @@ class _Training:
                 last, chosen = epoch.last, epoch.chosen
                 self.keeper.after(metrics, last=last, epochs=trainer.epochs, chosen=chosen)
                 display.finished(epoch, metrics)
+                if self.is_paused:
+                    break
+
+    def pause(self, run: tracking.Run) -> None:
+        """Save the exact state after the last finished epoch, and have the run PAUSED.
+
+        Args:
+            run: The run.
+
+        Raises:
+            UserError: The state cannot be saved.
+        """
+        self.keeper.save()
+        if self.keeper.saved < len(self.history):
+            raise self._cannot_pause()
+        run.pause(len(self.history))
+
+    def _begin(self) -> None:
+        """Give the callbacks, which have just begun, their state, and check that it can be kept.
+
+        Raises:
+            UserError: The training is to be paused, and the state of a callback cannot be kept.
+        """
+        self.keeper.begin()
+        after = self.config.pause_after
+        if after is not None and after < self.config.trainer.epochs and not self.keeper.can_keep():
+            raise self._cannot_pause()
+
+    def _cannot_pause(self) -> UserError:
+        return UserError(
+            f"pause_after: received {self.config.pause_after}, but a callback holds something "
+            "other than numbers, texts, arrays and lists of these, so the training's state cannot "
+            "be kept; leave out pause_after or that callback"
+        )
 
     def keep_outputs(self, run: tracking.Run) -> None:
         """Keep the trained model, its predictions, and pictures of how it came about."""

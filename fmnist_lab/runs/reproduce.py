@@ -152,7 +152,8 @@ def rebuild(
     # Nothing from a store decides where to write.
     values["data"]["cache_dir"] = None
     here = {"kind": "local", "uri": store.uri, "experiment": old.experiment}
-    values |= {"tracking": here, "resume": False, "name": f"{old.name} again"}
+    values |= {"tracking": here, "resume": False, "pause_after": None}
+    values["name"] = f"{old.name} again"
     try:
         return configs.validate(values)
     except UserError as error:

@@ -126,6 +126,8 @@ def _lack(run: dict[str, Any]) -> str:
     if run["status"] != "FINISHED":
         if run["status"] in ("RUNNING", "SCHEDULED"):
             return "has not ended"
+        if run["status"] == "PAUSED":
+            return "is paused before its last epoch"
         failure = run.get("failure")
         return " ".join(failure.split())[:300] if isinstance(failure, str) else "no reason recorded"
     for metric in ("accuracy/test", "accuracy/gap"):
@@ -142,9 +144,12 @@ def _nothing(unused: Sequence[Unused]) -> str:
         return "there are no runs to report on: expected at least one that is FINISHED"
     reasons = "; ".join(f"{run.run} {run.status}: {run.reason}" for run in unused[:3])
     more = f"; and {len(unused) - 3} more" if len(unused) > 3 else ""
+    then = "Mend that and repeat the command with resume=true"
+    if all(run.status == "PAUSED" for run in unused):
+        then = "Repeat the command with resume=true and without pause_after"
     return (
         f"none of {counted(len(unused), 'run')} finished, so there is nothing to report: {reasons}"
-        f"{more}. Mend that and repeat the command with resume=true"
+        f"{more}. {then}"
     )
 
 

@@ -28,7 +28,7 @@ from fmnist_lab.sweep import screen
 from fmnist_lab.sweep.job import OUTCOMES, Sweep
 from fmnist_lab.sweep.launchers import base
 from fmnist_lab.sweep.plan import Checked, Identities, Plan, check, identities, plan
-from fmnist_lab.sweep.search.control import FACTS_TAG, Search
+from fmnist_lab.sweep.search.control import Search
 from fmnist_lab.system import provenance, signals
 from fmnist_lab.system.terminal import aligned
 from fmnist_lab.texts import line
@@ -128,7 +128,7 @@ class SweepDriver:
             error: The exception that has ended it, or None.
 
         Returns:
-            True if all jobs have finished.
+            True if all jobs have finished, or are paused.
         """
         with self._signals, signals.ignored():
             self._ended.set()
@@ -183,9 +183,10 @@ class SweepDriver:
             return error is None and set(counts) <= {"FINISHED"}
         runs, curves = self.run.members(*report.CURVES)
         counts = Counter(runs["status"]) if len(runs) else Counter()
-        finished, total = counts["FINISHED"], total or len(runs)
-        status, reason = _outcome(error, finished, total)
-        metrics = {"sweep/finished": float(finished), "sweep/failed": float(total - finished)}
+        finished, paused, total = counts["FINISHED"], counts["PAUSED"], total or len(runs)
+        status, reason = _outcome(error, finished, paused, total)
+        failed = total - finished - paused
+        metrics = {"sweep/finished": float(finished), "sweep/failed": float(failed)}
         screen.summary(console, counts, total, time.time() - self.began)
         summary = self.folder / "summary"
         try:
@@ -198,11 +199,11 @@ class SweepDriver:
         with suppress(OSError):
             self.folder.rmdir()
         self._next_steps(finished, total)
-        return status == "FINISHED"
+        return status in ("FINISHED", "PAUSED")
 
     def _sum_up_search(self, search: Search, error: BaseException | None) -> bool:
         """Sum up a search, which may do without some of its trials."""
-        status, reason = _outcome(error, 1, 1)
+        status, reason = _outcome(error, 1, 0, 1)
         if error is None and (reason := search.outcome()):
             status = "FAILED"
         if reason:
@@ -215,7 +216,9 @@ class SweepDriver:
                 metrics |= search.report(runs, curves, summary, self.name)
             except UserError as nothing:
                 self.remark(f"\n{nothing}")
-            tracking.tag(self.run.store, self.run.id, {FACTS_TAG: json.dumps(search.facts())})
+            tracking.tag(
+                self.run.store, self.run.id, {tracking.SEARCH_TAG: json.dumps(search.facts())}
+            )
             self.run.close(status, reason, metrics, summary)
         else:
             search.tell()
@@ -267,7 +270,7 @@ class SweepDriver:
         if finished:
             steps["report"] = store.command("runs", "report", sweep, "--output", "report")
         if finished < total and self.resumable:
-            steps["finish it"] = provenance.command("resume=true")
+            steps["finish it"] = provenance.command("resume=true", without="pause_after")
         self.screen.console.print()
         aligned(self.screen.console, steps)
 
@@ -305,7 +308,7 @@ class SweepDriver:
         work = sum(map(self.plan.work, self.done))
         for job in running:
             work += self.plan.work(job.job) * job.epoch / (job.epochs or 1)
-        failed = sum(job.status != "FINISHED" for job in self.done.values())
+        failed = sum(job.status not in ("FINISHED", "PAUSED") for job in self.done.values())
         share = work / total if total else 0.0
         self.screen.update(running, len(self.done), failed, min(share, 1.0))
 
@@ -440,12 +443,14 @@ def _have_a_folder(config: DictConfig, other: Path) -> None:
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(other))}")
 
 
-def _outcome(error: BaseException | None, finished: int, total: int) -> tuple[str, str]:
-    """Return the parent run's status, and the reason if it is not FINISHED."""
+def _outcome(
+    error: BaseException | None, finished: int, paused: int, total: int
+) -> tuple[str, str]:
+    """Return the parent run's status, and the reason why it is neither FINISHED nor PAUSED."""
     if isinstance(error, KeyboardInterrupt):
         return "KILLED", ended_by(error)
     if error is not None:
         return "FAILED", f"{type(error).__name__}: {error}"
-    if finished < total:
-        return "FAILED", f"{total - finished} of {total} jobs did not finish"
-    return "FINISHED", ""
+    if finished + paused < total:
+        return "FAILED", f"{total - finished - paused} of {total} jobs did not finish"
+    return "PAUSED" if paused else "FINISHED", ""

@@ -199,7 +199,7 @@ def hash_of(config: DictConfig, search: Mapping[str, Any] | None = None) -> str:
         config: The composed sweep.
         search: The options of a search that make it the same; None of any other sweep.
     """
-    aside = {"hydra", "tracking", "name", "resume"}
+    aside = {"hydra", "tracking", "name", "resume", "pause_after"}
 
     def decides(override: str) -> bool:
         return re.split(r"[=./]", override.lstrip("+~"), maxsplit=1)[0] not in aside

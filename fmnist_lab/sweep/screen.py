@@ -101,8 +101,10 @@ class SweepScreen:
         self.pace.job_ended |= not before
         place = f"{number:>{self.width}}/{self.jobs:<{self.width}}"
         start = f"{place}  {escape(f'{job.name:<{self.name_width}}')}"
-        if job.status == "FINISHED":
+        if job.status in ("FINISHED", "PAUSED"):
             took = "from before" if before else duration(job.seconds)
+            if job.status == "PAUSED":
+                took = f"paused at {job.epoch}/{job.epochs}"
             self.console.print(f"{start}{self._figures(job.metrics or {})}{took:>14}")
         else:
             reason = escape(short_reason(job.failure))

@@ -57,11 +57,12 @@ def user() -> str:
         return str(os.getuid())
 
 
-def command(*more: str) -> str:
+def command(*more: str, without: str = "") -> str:
     """Return the command line that started this process, ready to be pasted.
 
     Args:
         more: Words to be added, if the command line has not got them.
+        without: A key whose override is left out.
     """
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
@@ -72,7 +73,8 @@ def command(*more: str) -> str:
         name = "fmnist_lab.run"
     program = ["python", "-m", name] if name else ["python", sys.argv[0]]
     added = [word for word in more if word not in sys.argv]
-    return shlex.join([*program, *sys.argv[1:], *added])
+    given = [word for word in sys.argv[1:] if not without or word.partition("=")[0] != without]
+    return shlex.join([*program, *given, *added])
 
 
 def run_command(words: Sequence[str]) -> str:

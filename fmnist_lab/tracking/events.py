@@ -16,12 +16,16 @@ from typing import Any
 
 
 class Status(StrEnum):
-    """The state of a run, under MLflow's names."""
+    """The state of a run, under MLflow's names.
+
+    MLflow knows no paused runs; its interface shows a SCHEDULED run as one that waits.
+    """
 
     RUNNING = "RUNNING"
     FINISHED = "FINISHED"
     FAILED = "FAILED"
     KILLED = "KILLED"
+    PAUSED = "SCHEDULED"
 
 
 @dataclass(frozen=True)

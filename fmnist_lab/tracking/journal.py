@@ -183,6 +183,12 @@ def is_finished(events: list[Event]) -> bool:
     return isinstance(last, End) and last.status is Status.FINISHED
 
 
+def is_at_rest(events: list[Event]) -> bool:
+    """Return whether a journal's run is finished or paused, and only the store may not know."""
+    last = events[-1] if events else None
+    return isinstance(last, End) and last.status in (Status.FINISHED, Status.PAUSED)
+
+
 def abandoned(root: Path) -> list[Path]:
     """Return the journals below a folder whose processes are gone."""
     if not root.is_dir():

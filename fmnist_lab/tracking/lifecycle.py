@@ -11,6 +11,7 @@ from fmnist_lab.errors import DivergedError, UserError, cannot_write, ended_by
 from fmnist_lab.system import signals
 from fmnist_lab.tracking.events import Status
 from fmnist_lab.tracking.journal import Journal
+from fmnist_lab.tracking.query import PAUSED_TAG
 from fmnist_lab.tracking.run import Run
 from fmnist_lab.tracking.store import Store
 
@@ -36,9 +37,9 @@ def start(
         run_id: The run to be continued; empty: a new one.
 
     Yields:
-        The run, FINISHED after the block, FAILED with the reason as tag `failure` if the block
-        raises, KILLED after Ctrl-C, SIGTERM or SIGHUP. A run that can be gone on with keeps its
-        journal.
+        The run, FINISHED after the block or PAUSED if the block has asked for that, FAILED with the
+        reason as tag `failure` if the block raises, KILLED after Ctrl-C, SIGTERM or SIGHUP. A run
+        that can be gone on with keeps its journal.
 
     Raises:
         UserError: The store cannot be used.
@@ -52,6 +53,8 @@ def start(
     run = Run(store, experiment, name, tags, journal, run_id)
     with _temporary_files_in(journal):
         try:
+            if run.paused_before:
+                run.tags({PAUSED_TAG: ""})
             yield run
             run.wait_until_open()
             if run.failed_before:
@@ -73,8 +76,8 @@ def start(
             raise
         else:
             with signals.ignored():
-                run.close(Status.FINISHED)
-                run.leave(resumable=False)
+                run.close(Status.PAUSED if run.is_paused else Status.FINISHED)
+                run.leave(resumable=run.is_paused)
             run.check_disk()
 
 

@@ -12,6 +12,7 @@ from fmnist_lab import compat
 from fmnist_lab.texts import whole_number
 from fmnist_lab.tracking import query, tables
 from fmnist_lab.tracking.client import client_of
+from fmnist_lab.tracking.events import Status
 from fmnist_lab.tracking.failures import asks
 from fmnist_lab.tracking.reading import facts
 from fmnist_lab.tracking.store import Store
@@ -98,7 +99,7 @@ def sweep_summaries(
     for sweep in sweeps:
         where = query.members_of(sweep)
         page = client.search_runs([place], where, max_results=most)
-        states = Counter(run.info.status for run in page) if counted is None else counted[sweep]
+        states = Counter(map(query.status_of, page)) if counted is None else counted[sweep]
         runs = list(page)
         if page.token:
             # The first job differs from the last ones in each parameter that a grid varies.
@@ -127,7 +128,9 @@ def _states(
         return None
     found: dict[str, Counter[str]] = {sweep: Counter() for sweep in sweeps}
     for tag, status, number in answer:
-        found[tags[tag]][status] = number
+        # Only we make members, so those that wait are paused.
+        state = Status.PAUSED.name if status == Status.PAUSED else status
+        found[tags[tag]][state] = number
     return found
 
 

@@ -14,7 +14,7 @@ from fmnist_lab.tracking.client import asking
 from fmnist_lab.tracking.failures import asks
 from fmnist_lab.tracking.journal import (
     clear_half_removed,
-    is_finished,
+    is_at_rest,
     is_live,
     journal_at,
     read_events,
@@ -125,15 +125,15 @@ def _looks_after_its_jobs(run: Any) -> bool:
 
 
 def is_delivered_later(run: Any) -> bool:
-    """Return whether a run has come to its end here, and the store is the only one not to know."""
+    """Return whether a run is finished or paused here, and only the store does not know yet."""
     folder = journal_at(run.data.tags.get("scratch") or "")
-    return folder is not None and is_finished(read_events(folder))
+    return folder is not None and is_at_rest(read_events(folder))
 
 
 def _is_left(scratch: str) -> bool:
-    """Return whether a journal is here without its process; a finished one only waits."""
+    """Return whether a journal is here without its process; a run at rest only waits."""
     folder = journal_at(scratch)
-    return folder is not None and not is_live(folder) and not is_finished(read_events(folder))
+    return folder is not None and not is_live(folder) and not is_at_rest(read_events(folder))
 
 
 def _has_ended(process: str) -> bool:

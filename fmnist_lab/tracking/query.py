@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fmnist_lab import compat
 from fmnist_lab.errors import UserError
 from fmnist_lab.texts import NAME_LENGTH, line
 from fmnist_lab.tracking.client import asking, client_of
+from fmnist_lab.tracking.events import Status
 from fmnist_lab.tracking.failures import asks
 from fmnist_lab.tracking.store import Store, check_active
 
@@ -18,19 +20,22 @@ if TYPE_CHECKING:
 
 SWEEP_TAG = "sweep."
 SEARCH_TAG = "search.facts"  # of the parent run of a search
+# The tag with the last epoch of a run that is paused; it is emptied when the run goes on.
+PAUSED_TAG = "paused.after"
 RUNS_AT_ONCE = 500  # in one question for curves; databases limit the length of a question
 PAGE = 1000
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as a store has it: its tags, and the last value of each metric."""
+    """A run as a store has it: its tags, the last value of each metric, and the last epoch."""
 
     run_id: str
     name: str
     status: str
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,26 @@ def finished_runs(store: Store) -> Iterator[RunRecord]:
 def _record(run: Any) -> RunRecord:
     # A database may hold a tag without a value.
     tags = {name: value or "" for name, value in run.data.tags.items()}
-    return RunRecord(run.info.run_id, name_of(run), run.info.status, tags, run.data.metrics)
+    return RunRecord(
+        run.info.run_id,
+        name_of(run),
+        status_of(run),
+        tags,
+        run.data.metrics,
+        last_epoch(run),
+    )
+
+
+def status_of(run: Any) -> str:
+    """Return the state of a run of MLflow's under our names: PAUSED is one of ours."""
+    if run.info.status == Status.PAUSED and run.data.tags.get(PAUSED_TAG):
+        return Status.PAUSED.name
+    return str(run.info.status)
+
+
+def last_epoch(run: Any) -> int:
+    """Return the last epoch of which a run of MLflow's has a metric, or 0."""
+    return max((metric.step for metric in compat.latest_metrics(run.data)), default=0)
 
 
 def name_of(run: Any) -> str:

@@ -28,6 +28,7 @@ from fmnist_lab.tracking.failures import Kind, asks, is_full, kind, reason
 from fmnist_lab.tracking.journal import TOKEN_TAG, Journal
 from fmnist_lab.tracking.orphans import heal
 from fmnist_lab.tracking.outbox import Outbox, describe, reopen
+from fmnist_lab.tracking.query import PAUSED_TAG
 from fmnist_lab.tracking.store import Store, experiment_name, surrounding_run
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Run:
         experiment_id: The id of the run's experiment; empty until then.
         journal: The run's journal; None if nothing is kept.
         failed_before: Whether an earlier process has noted a failure.
+        paused_before: Whether an earlier process has paused the run.
+        is_paused: Whether the run is to be PAUSED at its end, see `pause`.
     """
 
     def __init__(
@@ -64,7 +67,7 @@ class Run:
         self.id = ""
         self.experiment_id = ""
         self.journal = journal
-        self.failed_before = False
+        self.failed_before = self.paused_before = self.is_paused = False
         self._began = _now()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
         self._tasks: list[Future[None]] = []
@@ -76,9 +79,9 @@ class Run:
         self._outbox = Outbox(store, journal, again=bool(run_id))
         earlier = journal.events()
         self._points = {event.step: event for event in earlier if isinstance(event, Metrics)}
-        self.failed_before = any(
-            "failure" in event.values for event in earlier if isinstance(event, Tags)
-        )
+        noted = [event.values for event in earlier if isinstance(event, Tags)]
+        self.failed_before = any("failure" in tags for tags in noted)
+        self.paused_before = any(PAUSED_TAG in tags for tags in noted)
         if run_id:
             # Files are made again; the rest may not have come through.
             kinds = events.Params | Metrics | Tags | events.DatasetUsed
@@ -207,6 +210,15 @@ class Run:
     def tags(self, tags: Mapping[str, str]) -> None:
         """Log facts about the run."""
         self._log(Tags(dict(tags)))
+
+    def pause(self, epoch: int) -> None:
+        """Have the run PAUSED at its end, with its journal kept for a process that goes on.
+
+        Args:
+            epoch: The last finished epoch.
+        """
+        self.tags({PAUSED_TAG: str(epoch)})
+        self.is_paused = True
 
     def text(self, text: str, file: str) -> None:
         """Keep a text file with the run."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmnist_lab import compat
 from fmnist_lab.errors import UserError
 from fmnist_lab.system import durable
 from fmnist_lab.texts import lines, whole_number
@@ -116,7 +116,10 @@ class SweepRun:
                     # The runs that its process has left RUNNING are none of this one's.
                     orphans.heal(store)
                     client.update_run(found[0].info.run_id, status="RUNNING")
-                    for key, value in process.items():
+                    gone_on = (
+                        {query.PAUSED_TAG: ""} if query.PAUSED_TAG in found[0].data.tags else {}
+                    )
+                    for key, value in (process | gone_on).items():
                         client.set_tag(found[0].info.run_id, key, value)
                     return cls(store, experiment, experiment_id, found[0].info.run_id, True)
             tags = {**surrounding_run(client), **tags, **process}
@@ -127,9 +130,12 @@ class SweepRun:
     def progress(self, since: int) -> list[Progress]:
         """Return the members that run, and those that ended at or after a time (ms since 1970)."""
         client = client_of(self.store, current=False)
+        running = "attributes.status = 'RUNNING'"
+        # A run that goes on keeps the time at which it was interrupted or paused.
+        ended = f"attributes.status != 'RUNNING' and attributes.end_time >= {since}"
         return [
             self._progress(run, number)
-            for state in ("attributes.status = 'RUNNING'", f"attributes.end_time >= {since}")
+            for state in (running, ended)
             for run in self._search(client, f"{query.members_of(self.id)} and {state}")
             if (number := whole_number(run.data.tags.get(query.member_tag(self.id)))) is not None
         ]
@@ -169,10 +175,20 @@ class SweepRun:
                 client.set_tag(run.info.run_id, "failure", failure)
         for run in (mine or running)[:1]:
             if log.exists() and log.stat().st_size:
+                if run.info.start_time < began:
+                    self._prepend_earlier(client, run.info.run_id, log)
                 client.log_artifact(run.info.run_id, str(log))
                 if place := durable.local_path(run.info.artifact_uri):
                     durable.sync_tree(place, ABOVE)
         log.unlink(missing_ok=True)
+
+    @staticmethod
+    def _prepend_earlier(client: Any, run_id: str, log: Path) -> None:
+        """Put what an earlier part of a job has printed before what this part has."""
+        if any(file.path == log.name for file in client.list_artifacts(run_id)):
+            with tempfile.TemporaryDirectory() as folder:
+                earlier = Path(client.download_artifacts(run_id, log.name, folder)).read_bytes()
+            log.write_bytes(earlier + log.read_bytes())
 
     @asks
     def end_members(self, status: str, failure: str = "") -> None:
@@ -217,7 +233,7 @@ class SweepRun:
         """Keep a summary with the parent, and mark it.
 
         Args:
-            status: FINISHED, FAILED or KILLED.
+            status: FINISHED, FAILED, KILLED or PAUSED.
             failure: Why the sweep is not finished, or "".
             metrics: Figures of the whole sweep.
             folder: The files to be kept; gone afterwards.
@@ -233,6 +249,9 @@ class SweepRun:
             client.set_tag(self.id, "failure", failure[:5000])
         elif self.continued:
             client.set_tag(self.id, "failure", "")
+        if status == Status.PAUSED.name:
+            client.set_tag(self.id, query.PAUSED_TAG, "jobs")
+            status = Status.PAUSED
         client.set_terminated(self.id, status)
         sync_store(self.store)
 
@@ -241,13 +260,12 @@ class SweepRun:
 
     def _progress(self, run: Any, number: int) -> Progress:
         info, data = run.info, run.data
-        steps = [metric.step for metric in compat.latest_metrics(data)]
-        ended = info.end_time or 0
+        ended = 0 if info.status == Status.RUNNING else info.end_time or 0
         return Progress(
             job=number,
             name=query.name_of(run),
-            status=info.status,
-            epoch=max(steps, default=0),
+            status=query.status_of(run),
+            epoch=query.last_epoch(run),
             epochs=whole_number(data.params.get("trainer.epochs")) or 0,
             metrics=data.metrics,
             seconds=(ended - info.start_time) / 1000 if ended else 0.0,

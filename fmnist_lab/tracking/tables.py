@@ -25,6 +25,7 @@ from fmnist_lab.tracking.query import (
     members_of,
     name_of,
     search,
+    status_of,
 )
 from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT, Store
 
@@ -119,7 +120,7 @@ def row_of(run: Any) -> dict[str, Any]:
     facts = {
         "run_id": info.run_id,
         "name": name_of(run),
-        "status": info.status,
+        "status": status_of(run),
         "started": _time(info.start_time),
         "ended": _time(info.end_time),
         "job": line(tags.get("job")),

@@ -289,6 +289,14 @@ class Checkpointer:
         if self.latest is not None:
             restore_callbacks(self.latest, self._trained[2])
 
+    def can_keep(self) -> bool:
+        """Return whether the state of the training, as it is now, can be kept."""
+        try:
+            capture(*self._trained, self.history, stopped=False)
+        except TypeError:
+            return False
+        return True
+
     def after(
         self,
         metrics: Mapping[str, float],

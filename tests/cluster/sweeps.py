@@ -20,6 +20,45 @@ LONG = (
     "checkpoint.every=1",
 )
 
+FOUR = ("trainer.epochs=3", "model.hidden_units=16,32", "seed=0,1", *LIMITS)  # of `TWELVE`
+# Have the launcher do each job of a sweep in two parts, as a search does.
+IN_TWO_PARTS = """
+import sys
+from fmnist_lab import run
+from fmnist_lab.sweep.launchers.base import JobLauncher
+
+class InTwoParts:
+    width = None
+
+    def __init__(self, jobs):
+        self.jobs, self.epochs, self.results = dict(jobs), {}, {}
+        self.ready = [(number, [*words, "pause_after=1"]) for number, words in jobs]
+
+    def next(self):
+        return self.ready.pop(0) if self.ready else None
+
+    def over(self, number, result):
+        if number in self.epochs:
+            self.results[number] = result
+        else:
+            self.epochs[number] = result.return_value["epoch"]
+            self.ready.append((number, self.jobs[number]))
+
+    def exhausted(self):
+        return not self.ready
+
+def launch(launcher, job_overrides, initial_job_idx):
+    source = InTwoParts(list(enumerate(map(list, job_overrides), initial_job_idx)))
+    launcher.stream(source)
+    assert set(source.epochs.values()) == {1.0}, source.epochs
+    assert {each.return_value["epoch"] for each in source.results.values()} == {3.0}
+    return [source.results[number] for number in source.jobs]
+
+JobLauncher.launch = launch
+sys.argv[0] = "run"
+run.main()
+"""
+
 
 class Swept:
     """The one sweep of an experiment."""

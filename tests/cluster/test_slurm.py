@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from doors import Doors
 
+from fmnist_lab.sweep.launchers import slurm_queue
+from fmnist_lab.sweep.launchers.slurm import SlurmOptions
+
 from .servers import wait_for
 from .slurm import Slurm, slurm
-from .sweeps import LIMITS, LONG, TWELVE, Swept
+from .sweeps import FOUR, IN_TWO_PARTS, LIMITS, LONG, TWELVE, Swept
 
 pytestmark = pytest.mark.cluster
 
@@ -51,6 +54,25 @@ def test_a_sweep_is_the_same_on_two_nodes(doors: Doors, env, client, baseline, t
     assert swept.tags("slurm.node").keys() == {"n1", "n2"}
     assert len(swept.tags("slurm.job")) == 12
     assert swept.figures() == baseline
+    assert not list(tmp_path.rglob("*.pkl"))
+
+
+def test_jobs_in_two_parts_are_the_same_on_two_nodes(
+    doors: Doors, cluster, env, client, baseline, tmp_path, monkeypatch
+):
+    """As a search has them done: paused, and submitted again as places become free."""
+    for name, value in cluster.env.items():
+        monkeypatch.setenv(name, value)
+    options = SlurmOptions.model_construct(partition="main", cpus_per_task=1)
+    assert slurm_queue.idle(options) == 2
+    words = (*ON_SLURM, *FOUR, "tracking.experiment=slurm-parts")
+    done = doors.python(tmp_path, IN_TWO_PARTS, *words, **env)
+    assert (done.code, done.err) == (0, "")
+    swept = Swept(client, "slurm-parts")
+    assert swept.states() == [(number, "FINISHED") for number in range(4)]
+    assert len(swept.tags("slurm.node")) == 2
+    figures = swept.figures()
+    assert figures == {each: baseline[each] for each in figures}
     assert not list(tmp_path.rglob("*.pkl"))
 
 

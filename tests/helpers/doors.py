@@ -134,8 +134,10 @@ class Doors:
         process.wait()
         return process
 
-    def python(self, folder: Path, code: str, *words: str, **env: str) -> Process:
-        process = Process(folder, "-c", code, *words, env=env)
+    def python(
+        self, folder: Path, code: str, *words: str, prefix: Sequence[str] = (), **env: str
+    ) -> Process:
+        process = Process(folder, "-c", code, *words, env=env, prefix=prefix)
         self.started.append(process)
         process.wait()
         return process

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SWEEPER = "OptunaSweeper"
-FACTS_TAG = "search.facts"
 STATES = ("finished", "paused", "unfinished", "failed")
 
 
@@ -113,7 +112,7 @@ class Search:
 
     def tags(self) -> dict[str, str]:
         """Return the tags of the parent run of a search that has not begun."""
-        return {FACTS_TAG: json.dumps(self._planned)}
+        return {tracking.SEARCH_TAG: json.dumps(self._planned)}
 
     @property
     def _planned(self) -> dict[str, Any]:
