@@ -81,7 +81,9 @@ def test_epoch_metrics_come_in_the_order_mlflow_shall_see():
     assert list(more.items()) == [
         *metrics.items(),
         ("accuracy/validation", 0.6),
+        ("accuracy/gap_validation", pytest.approx(0.15)),
         ("loss/validation", 0.9),
+        ("loss/gap_validation", pytest.approx(0.65)),
     ]
 
 

@@ -16,6 +16,7 @@ COMPOSED = f"""
 6b231bafb4ae013f 3e1ccf87ac757cab
 afd03f9f2bb4eca6 a734d019f2eee29d model=linear
 1476a7d32b79f5df 35a048364ea53c37 model=cnn
+e05b8a075d30dbaf 5e8d9f5f8d080096 model=deep_mlp
 4b4ddbdbdd877030 c59458d65524ac41 model=resnet
 cd7fa1678c7c8de9 2f312f46d7e1e0e4 model=wide_resnet
 a4423cdbb0a718a5 b4ed160bc6db58ef model=own model._target_=own.model +model.units=3

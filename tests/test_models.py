@@ -19,6 +19,7 @@ SHAPE, CLASSES = (20, 24), 7
 BUILT = {
     "linear": {},
     "mlp": {"hidden_units": [16, 8], "batch_norm": True, "dropout": 0.1},
+    "deep_mlp": {"width": 12, "depth": 3, "batch_norm": True, "dropout": 0.1},
     "cnn": {"filters": [6, 8], "batch_norm": True, "dense_units": 16, "dropout": 0.1},
     "resnet": {"filters": [4, 8, 12], "blocks": 2, "dropout": 0.1, "flip_average": True},
     "wide_resnet": {"depth": 10, "width": 1, "dropout": 0.1, "flip_average": True},

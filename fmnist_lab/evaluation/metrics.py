@@ -236,7 +236,8 @@ def epoch_metrics(
 
     Returns:
         Names to values. `accuracy/test` is first because MLflow's compare page pre-selects the
-        first metric that was logged.
+        first metric that was logged. The gap to the validation split is there for choices, which
+        must not be made by the gap to the test set.
     """
     between = gap(train, test)
     metrics = {
@@ -248,8 +249,13 @@ def epoch_metrics(
         "loss/gap": between.loss,
     }
     if validation is not None:
-        metrics["accuracy/validation"] = validation.accuracy
-        metrics["loss/validation"] = validation.loss
+        held_out = gap(train, validation)
+        metrics |= {
+            "accuracy/validation": validation.accuracy,
+            "accuracy/gap_validation": held_out.accuracy,
+            "loss/validation": validation.loss,
+            "loss/gap_validation": held_out.loss,
+        }
     further = {"train_clean": train_clean, "validation_clean": validation_clean}
     if train_clean is not None:
         further["gap_clean"] = gap(train_clean, test)

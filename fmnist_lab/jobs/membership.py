@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from fmnist_lab.config import naming
@@ -23,6 +23,8 @@ class Membership:
         name: The differences from the other jobs, in the fewest characters: "h512 e20 s3".
         axes: The keys that the sweep varies.
         command: The command that makes this job alone.
+        more: Other tags of the job's run.
+        most_parameters: How many parameters its model may have; None: any number.
     """
 
     sweep: str
@@ -30,6 +32,8 @@ class Membership:
     name: str
     axes: tuple[str, ...] = ()
     command: str = ""
+    more: Mapping[str, str] = field(default_factory=dict)
+    most_parameters: int | None = None
 
     @classmethod
     def of(
@@ -65,4 +69,5 @@ class Membership:
             tracking.member_tag(self.sweep): f"{self.job:05d}",
             "mlflow.parentRunId": self.sweep,
             **({"mlflow.source.name": self.command} if self.command else {}),
+            **self.more,
         }

@@ -133,7 +133,7 @@ def look_up(
         _clear(store, runs)
         if member is not None:
             tag = tracking.member_tag(member.sweep)
-            tracking.tag(store, finished.run_id, {tag: member.tags()[tag]})
+            tracking.tag(store, finished.run_id, {tag: member.tags()[tag], **member.more})
         return finished
     found = _reclaimed(store, config, runs, member)
     if found is None and config.resume:

@@ -93,7 +93,9 @@ class _Training:
         config, dataset = job.config, job.dataset
         count = len(dataset.train_images)
         self.job, self.config, self.dataset, self.screen = job, config, dataset, job.screen
-        preflight.check(lambda: build.built(config, dataset), build.build_optimizer(config, count))
+        most = job.member.most_parameters if job.member else None
+        optimizer = build.build_optimizer(config, count)
+        preflight.check(lambda: build.built(config, dataset), optimizer, most)
         keras.utils.set_random_seed(config.seed)
         self.model = build.build_model(config, dataset)
         self.optimizer = build.build_optimizer(config, count)

@@ -8,7 +8,7 @@ must not wait seconds for Keras, so the modules with models import Keras inside 
 """
 
 from fmnist_lab.models.convolutional import cnn
-from fmnist_lab.models.dense import linear, mlp
+from fmnist_lab.models.dense import deep_mlp, linear, mlp
 from fmnist_lab.models.residual import resnet, wide_resnet
 
-__all__ = ["cnn", "linear", "mlp", "resnet", "wide_resnet"]
+__all__ = ["cnn", "deep_mlp", "linear", "mlp", "resnet", "wide_resnet"]

@@ -93,3 +93,29 @@ def mlp(
         if dropout:
             stack.append(layers.Dropout(dropout, name=f"dropout_{number}"))
     return keras.Sequential([*stack, probabilities(classes)], name="mlp" if widths else "linear")
+
+
+def deep_mlp(
+    image_shape: tuple[int, ...],
+    classes: int,
+    width: Count = 128,
+    depth: Count = 2,
+    activation: Activation = "relu",
+    batch_norm: Flag = False,
+    dropout: Share = 0.0,
+) -> keras.Model:
+    """Build a multi-layer perceptron whose hidden layers are all alike.
+
+    Args:
+        image_shape: Shape of one image, (height, width), or (height, width, 3) in colour.
+        classes: Number of classes.
+        width: Units of each hidden layer.
+        depth: Number of hidden layers.
+        activation: Name of a Keras activation.
+        batch_norm: Normalise each hidden layer over the batch, before its activation.
+        dropout: Share of a hidden layer's outputs that is dropped in training, from 0 to 1.
+
+    Returns:
+        A model from uint8 images (n, *image_shape) to float32 probabilities (n, classes).
+    """
+    return mlp(image_shape, classes, [width] * depth, activation, batch_norm, dropout)

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from fmnist_lab.sweep import screen
 from fmnist_lab.sweep.job import OUTCOMES, Sweep
 from fmnist_lab.sweep.launchers import base
 from fmnist_lab.sweep.plan import Checked, Identities, Plan, check, identities, plan
+from fmnist_lab.sweep.search.control import Search
 from fmnist_lab.system import provenance, signals
 from fmnist_lab.system.terminal import aligned
 from fmnist_lab.texts import line
@@ -56,6 +58,7 @@ def driving(config: DictConfig, task: Task) -> Iterator[None]:
     """
     driver = begin(config)
     task.sweep, task.remark = driver.sweep, driver.remark
+    task.search = driver.search.source if driver.search else None
     try:
         yield
     except BaseException as error:
@@ -77,6 +80,7 @@ class SweepDriver:
         resume: bool | None,
         here: bool,
         note: str = "",
+        search: Search | None = None,
     ) -> None:
         """Begin to watch.
 
@@ -87,6 +91,7 @@ class SweepDriver:
             resume: True if earlier runs may answer jobs; None: there is no such option.
             here: True if this process and its children do all jobs.
             note: A sentence for the user before the first job begins, or "".
+            search: Chooses the jobs and sums them up; None of a sweep of known jobs.
         """
         self.plan = planned
         self.sweep = sweep
@@ -98,7 +103,8 @@ class SweepDriver:
         self.here = here
         self.began = sweep.began / 1000
         self.done: dict[int, Progress] = {}
-        self.screen = screen.SweepScreen(len(planned.jobs), self.began)
+        self.search = search
+        self.screen = search.screen if search else screen.SweepScreen(len(planned.jobs), self.began)
         self._ended = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="sweep", daemon=True)
         self._signals = ExitStack()
@@ -109,7 +115,8 @@ class SweepDriver:
         if self.run:
             where = line(self.run.store.database or self.run.store.uri)
             kept = f"{where}, run {self.run.id}{', begun before' if self.run.continued else ''}"
-        facts = {"sweep": jobs + axes, "kept in": kept}
+        facts = search.heading if search else {"sweep": jobs + axes}
+        facts |= {"kept in": kept}
         self.screen.heading(facts | ({"note": note} if note else {}))
         self.screen.start()
         self._watcher.start()
@@ -166,6 +173,8 @@ class SweepDriver:
         from fmnist_lab.studies import report
 
         console, total = self.screen.console, len(self.plan.jobs)
+        if self.search:
+            return self._sum_up_search(self.search, error)
         if not self.run:
             counts = Counter(job.status for job in self.done.values())
             screen.summary(console, counts, total, time.time() - self.began)
@@ -191,6 +200,42 @@ class SweepDriver:
             self.folder.rmdir()
         self._next_steps(finished, total)
         return status in ("FINISHED", "PAUSED")
+
+    def _sum_up_search(self, search: Search, error: BaseException | None) -> bool:
+        """Sum up a search, which may do without some of its trials."""
+        status, reason = _outcome(error, 1, 0, 1)
+        if error is None and (reason := search.outcome()):
+            status = "FAILED"
+        if reason:
+            self.remark(f"\nThe search is {status}: {reason}.")
+        if self.run:
+            runs, curves = self.run.members(*search.curves)
+            summary, counts = self.folder / "summary", search.counts
+            metrics = {f"sweep/{state}": float(counts[state]) for state in ("finished", "failed")}
+            try:
+                metrics |= search.report(runs, curves, summary, self.name)
+            except UserError as nothing:
+                self.remark(f"\n{nothing}")
+            tracking.tag(
+                self.run.store, self.run.id, {tracking.SEARCH_TAG: json.dumps(search.facts())}
+            )
+            self.run.close(status, reason, metrics, summary)
+        else:
+            search.tell()
+            self.screen.console.print("Nothing was kept (tracking=none).")
+            shutil.rmtree(self.folder, ignore_errors=True)
+        search.log.close()
+        steps = search.next_steps()
+        if self.run:
+            store, run = self.run.store, self.run.id
+            steps["see it"] = store.command("runs", "ui", run)
+            steps["report"] = store.command("runs", "report", run, "--output", "report")
+            if status != "FINISHED" and self.resumable:
+                steps["go on"] = provenance.command("resume=true")
+        if steps:
+            self.screen.console.print()
+            aligned(self.screen.console, steps)
+        return status == "FINISHED"
 
     def _report(self, runs: pd.DataFrame, curves: pd.DataFrame, folder: Path) -> dict[str, float]:
         """Print the settings, write the report, and return the parent run's metrics.
@@ -246,6 +291,8 @@ class SweepDriver:
                 running.append(job)
                 self.done.pop(job.job, None)
                 continue
+            if self.search:
+                continue  # It hears of each end itself.
             # A job that an earlier command has left unfinished is about to be done again.
             now = not self.earlier or job.ended >= 1000 * (self.began - 1)
             counts = job.status == "FINISHED" or now
@@ -253,6 +300,10 @@ class SweepDriver:
             if counts and (known is None or known.ended != job.ended):
                 self.done[job.job] = job
                 self.screen.over(len(self.done), job)
+        if self.search:
+            over, bad = self.search.over, self.search.counts["failed"]
+            self.screen.update(running, over, bad, self.search.share())
+            return
         total = sum(map(self.plan.work, range(len(self.plan.jobs))))
         work = sum(map(self.plan.work, self.done))
         for job in running:
@@ -282,9 +333,9 @@ def begin(config: DictConfig) -> SweepDriver:
         UserError: The sweep cannot be done.
     """
     began = round(1000 * time.time())
-    planned, checked = _planned(config)
+    planned, checked, search = _planned(config)
     tracked = checked[0].config.tracking
-    name = checked[0].config.name or planned.name(checked)
+    name = checked[0].config.name or (search.name if search else planned.name(checked))
     resume = config.get("resume")
     launcher = str(config.hydra.launcher._target_).rpartition(".")[2]
     here = launcher in ("BasicLauncher", "LocalCores")
@@ -300,11 +351,13 @@ def begin(config: DictConfig) -> SweepDriver:
             "job": "sweep",
             "sweep.command": provenance.command(),
             "sweep.axes": json.dumps(list(planned.axes)),
-            "sweep.jobs": str(len(planned.jobs)),
+            "sweep.jobs": str(search.total if search else len(planned.jobs)),
             "sweep.hash": planned.hash,
+            **(search.tags() if search else {}),
         }
         # Done while there is no parent run yet, which a signal would leave open.
-        hashes = identities(config, planned, checked) if resume is False else []
+        known = resume is False and search is None
+        hashes = identities(config, planned, checked) if known else []
         parent = tracking.SweepRun.open(
             store, tracked.experiment, name, tags, resume=bool(resume), here=here
         )
@@ -312,11 +365,20 @@ def begin(config: DictConfig) -> SweepDriver:
         folder = Path(str(config.hydra.sweep.dir)).absolute() / parent.id
     places = tuple(flags.given(sys.argv[1:]))
     sweep = Sweep(parent, folder, tuple(planned.axes), places, began)
-    return SweepDriver(planned, sweep, name=name, resume=resume, here=here, note=note)
+    if search:
+        search.begin(parent, folder, began / 1000)
+        most = search.options.max_parameters
+        sweep = replace(sweep, is_search=True, most_parameters=most)
+    return SweepDriver(
+        planned, sweep, name=name, resume=resume, here=here, note=note, search=search
+    )
 
 
-def _planned(config: DictConfig) -> tuple[Plan, list[Checked]]:
+def _planned(config: DictConfig) -> tuple[Plan, list[Checked], Search | None]:
     """Take a sweep apart, and check its jobs and its launcher.
+
+    Returns:
+        Its plan, the jobs that were checked, and the search that it is, if it is one.
 
     Raises:
         UserError: The sweep cannot be done.
@@ -324,8 +386,11 @@ def _planned(config: DictConfig) -> tuple[Plan, list[Checked]]:
     for part in ("launcher", "sweeper"):
         if not config.hydra[part]:
             raise UserError(f"hydra.{part}: received null, expected hydra/{part}=basic")
-    planned = plan(config)
-    checked = check(config, planned)
+    search = Search.of(config)
+    planned = search.plan if search else plan(config)
+    checked = check(config, search.probes if search else planned)
+    if search:
+        search.check([one.config for one in checked])
     base.prepare(config.hydra.launcher, checked[0].config.tracking)
     for part in ("launcher", "sweeper"):
         target = config.hydra[part]._target_
@@ -334,7 +399,7 @@ def _planned(config: DictConfig) -> tuple[Plan, list[Checked]]:
                 f"hydra.{part}._target_: received {target}, expected a plugin of Hydra that is "
                 f"installed; for example hydra/{part}=basic"
             )
-    return planned, checked
+    return planned, checked, search
 
 
 def _finished_before(parent: SweepRun, hashes: Identities, jobs: int) -> str:

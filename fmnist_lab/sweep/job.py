@@ -10,11 +10,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fmnist_lab.errors import UserError, ended_by
+from fmnist_lab.sweep.search import trials
 from fmnist_lab.system import provenance
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Sweep:
         axes: The swept keys.
         flags: The flags of the command line that say where configs are.
         began: When the sweep began, in milliseconds since 1970.
+        is_search: Whether the jobs are the trials of a search, and the trainings of its winner.
+        most_parameters: How many parameters a job's model may have; None: any number.
     """
 
     run: SweepRun | None
@@ -41,6 +44,8 @@ class Sweep:
     axes: tuple[str, ...]
     flags: tuple[str, ...]
     began: int
+    is_search: bool = False
+    most_parameters: int | None = None
 
     def job(self, number: int, overrides: Sequence[str]) -> Job:
         """Return a job of the sweep.
@@ -58,6 +63,9 @@ class Sweep:
             # Another machine than the one that the sweep was started on.
             folder = Path(tempfile.mkdtemp(prefix="fmnist_lab-"))
         member = Membership.of(self.run, number, overrides, self.axes, self.flags)
+        if self.is_search:
+            tags = trials.tags(number, overrides, self.axes)
+            member = replace(member, more=tags, most_parameters=self.most_parameters)
         return Job(member, self.run, folder)
 
 

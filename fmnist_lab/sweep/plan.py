@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from typing import Any, NamedTuple, cast
@@ -142,7 +142,7 @@ def plan(config: DictConfig) -> Plan:
     written = {axis.lstrip("+"): text for axis, text in axes.items()}
     joined = tuple(tuple(key.lstrip("+") for key in keys) for keys in together)
     fixed = tuple(str(each.input_line) for each in overrides if not each.is_sweep_override())
-    return Plan(written, values, jobs, _hash(config), joined, fixed)
+    return Plan(written, values, jobs, hash_of(config), joined, fixed)
 
 
 def check(config: DictConfig, planned: Plan) -> list[Checked]:
@@ -238,8 +238,13 @@ def _parsed(override: str) -> tuple[str, Any] | None:
     return (key, value) if plain and is_value and not parsed.package else None
 
 
-def _hash(config: DictConfig) -> str:
-    """Return a hash of the parts of a config that make two sweeps the same: 16 hex digits."""
+def hash_of(config: DictConfig, search: Mapping[str, Any] | None = None) -> str:
+    """Return a hash of the parts of a config that make two sweeps the same: 16 hex digits.
+
+    Args:
+        config: The composed sweep.
+        search: The options of a search that make it the same; None of any other sweep.
+    """
     aside = {"hydra", "tracking", "name", "resume", "dry_run", "pause_after"}
 
     def decides(override: str) -> bool:
@@ -250,6 +255,7 @@ def _hash(config: DictConfig) -> str:
         "config": {key: value for key, value in values.items() if key not in aside},
         "overrides": sorted(filter(decides, config.hydra.overrides.task)),
         "threads": config.hydra.launcher.get("threads"),
+        **({} if search is None else {"search": search}),
     }
     text = json.dumps(deciding, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

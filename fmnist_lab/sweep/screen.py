@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -18,16 +19,42 @@ from fmnist_lab.tracking import Progress
 RUNNING_SHOWN = 12
 
 
-class SweepScreen:
-    """Everything that a sweep prints, in the order in which it happens."""
+class Column(NamedTuple):
+    """A figure of each job: its metric, its heading, its width and its format."""
 
-    def __init__(self, jobs: int, began: float) -> None:
+    metric: str
+    heading: str
+    width: int
+    spec: str
+
+
+TESTED = (
+    Column("accuracy/test", "test accuracy", 15, ".4f"),
+    Column("accuracy/gap", "gap", 9, "+.4f"),
+)
+
+
+class SweepScreen:
+    """Everything that a sweep prints, in the order in which it happens.
+
+    Attributes:
+        noun: The word for a job.
+        last_heading: The heading of the last column.
+        name_width: The characters that names are given.
+    """
+
+    noun, last_heading = "job", "time"
+    name_width = 24
+
+    def __init__(self, jobs: int, began: float, columns: Sequence[Column] = TESTED) -> None:
         """Take the terminal, or the file, that the sweep was started with.
 
         Args:
             jobs: The number of jobs; 0 if nobody knows it yet.
             began: When the sweep began, in seconds since 1970; a result may be older.
+            columns: The figures of each job.
         """
+        self.columns = columns
         # A job of this process moves standard output elsewhere while it runs.
         self.console = printout(piped=120)
         self.jobs = jobs
@@ -39,9 +66,10 @@ class SweepScreen:
     def heading(self, facts: Mapping[str, str]) -> None:
         """Print facts about the sweep, and the head of the table of jobs."""
         aligned(self.console, facts)
+        figures = "".join(f"{column.heading:>{column.width}}" for column in self.columns)
         self.console.print(
-            f"\n[dim]{'job':>{2 * self.width + 1}}  {'':<24}{'test accuracy':>15}{'gap':>9}"
-            f"{'time':>14}[/dim]"
+            f"\n[dim]{self.noun:>{2 * self.width + 1}}  {'':<{self.name_width}}{figures}"
+            f"{self.last_heading:>14}[/dim]"
         )
 
     def start(self) -> None:
@@ -72,12 +100,12 @@ class SweepScreen:
         before = 0 < job.ended < 1000 * self.began
         self.pace.job_ended |= not before
         place = f"{number:>{self.width}}/{self.jobs:<{self.width}}"
-        start = f"{place}  {escape(f'{job.name:<24}')}"
+        start = f"{place}  {escape(f'{job.name:<{self.name_width}}')}"
         if job.status in ("FINISHED", "PAUSED"):
             took = "from before" if before else duration(job.seconds)
             if job.status == "PAUSED":
                 took = f"paused at {job.epoch}/{job.epochs}"
-            self.console.print(f"{start}{_figures(job.metrics or {})}{took:>14}")
+            self.console.print(f"{start}{self._figures(job.metrics or {})}{took:>14}")
         else:
             reason = escape(short_reason(job.failure))
             self.console.print(f"{start} [red]{job.status}[/red]  {reason}", soft_wrap=True)
@@ -97,12 +125,19 @@ class SweepScreen:
         if len(running) > RUNNING_SHOWN:
             lines.append(f"[dim]… and {len(running) - RUNNING_SHOWN} more[/dim]")
         ends = self.pace.end(time.monotonic(), share)
-        self.live.update(Group(*lines, _Bar(self.jobs, done, failed, share, ends)))
+        self.live.update(Group(*lines, _Bar(self.noun, self.jobs, done, failed, share, ends)))
 
     def _running(self, job: Progress) -> str:
         epochs = f"epoch {job.epoch}/{job.epochs}" if job.epochs else "starting"
-        figures = _figures(job.metrics) if job.metrics else f"{'':24}"
-        return f"{'·':>{2 * self.width + 1}}  {escape(f'{job.name:<24}')}{figures}{epochs:>14}"
+        name = escape(f"{job.name:<{self.name_width}}")
+        figures = self._figures(job.metrics or {})
+        return f"{'·':>{2 * self.width + 1}}  {name}{figures}{epochs:>14}"
+
+    def _figures(self, metrics: Mapping[str, float]) -> str:
+        return "".join(
+            f"{format(metrics[metric], spec) if metric in metrics else '':>{width}}"
+            for metric, _, width, spec in self.columns
+        )
 
 
 class Pace:
@@ -144,8 +179,11 @@ class Pace:
 class _Bar:
     """The overall bar; its time left counts down between two looks at the store."""
 
-    def __init__(self, jobs: int, done: int, failed: int, share: float, ends: float | None) -> None:
-        self.jobs, self.done, self.failed, self.share, self.ends = jobs, done, failed, share, ends
+    def __init__(
+        self, noun: str, jobs: int, done: int, failed: int, share: float, ends: float | None
+    ) -> None:
+        self.noun, self.jobs, self.done = noun, jobs, done
+        self.failed, self.share, self.ends = failed, share, ends
 
     def __rich__(self) -> Table:
         left = ""
@@ -154,7 +192,7 @@ class _Bar:
         bad = f"  [red]{self.failed} failed[/red]" if self.failed else ""
         row = Table.grid(padding=(0, 2))
         row.add_row(
-            f"{self.done}/{self.jobs or '?'} jobs",
+            f"{self.done}/{self.jobs or '?'} {self.noun}s",
             ProgressBar(total=1, completed=self.share, width=40),
             f"{100 * self.share:.0f} %  {left}{bad}",
         )
@@ -186,10 +224,3 @@ def short_reason(failure: str) -> str:
     lines = failure.strip().splitlines() or ["no reason was recorded"]
     line = lines[-1] if lines[0].startswith("Traceback") else lines[0]
     return line if len(line) <= 200 else f"{line[:199]}…"
-
-
-def _figures(metrics: Mapping[str, float]) -> str:
-    def figure(name: str, spec: str) -> str:
-        return format(metrics[name], spec) if name in metrics else ""
-
-    return f"{figure('accuracy/test', '.4f'):>15}{figure('accuracy/gap', '+.4f'):>9}"

@@ -18,6 +18,7 @@ from fmnist_lab.sweep.job import Sweep
 
 if TYPE_CHECKING:
     from fmnist_lab.jobs.membership import Membership
+    from fmnist_lab.sweep.search.source import SearchSource
 
 
 class Task:
@@ -25,17 +26,19 @@ class Task:
 
     Attributes:
         sweep: The sweep that its jobs belong to, or None for a single run.
+        search: The jobs of a search, in the process that was started; None elsewhere.
         remark: Prints a line on the sweep's screen, in the process that was started.
         called: True once Hydra has made a config of the command line and called it.
     """
 
     def __init__(self) -> None:
         self.sweep: Sweep | None = None
+        self.search: SearchSource | None = None
         self.remark: Callable[[str], None] = print
         self.called = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "remark": print}
+        return {**self.__dict__, "remark": print, "search": None}
 
     def __call__(self, composed: DictConfig) -> Any:
         """Check a composed config and do its job."""

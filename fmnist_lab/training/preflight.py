@@ -15,17 +15,26 @@ from fmnist_lab.errors import UserError
 from fmnist_lab.texts import in_bytes
 
 
-def check(build: Callable[[], keras.Model], optimizer: keras.Optimizer) -> None:
-    """Refuse a model whose training needs more memory than the machine has.
+def check(
+    build: Callable[[], keras.Model], optimizer: keras.Optimizer, most: int | None = None
+) -> None:
+    """Refuse a model whose training needs more memory than the machine has, or that is too large.
 
     Args:
         build: Builds the model; called once, in a scope in which no weight is allocated.
         optimizer: The optimizer that will train it.
+        most: How many parameters it may have; None: any number.
 
     Raises:
-        UserError: The weights, the optimizer's state and the gradients do not fit.
+        UserError: There are more parameters, or the weights, the optimizer's state and the
+            gradients do not fit.
     """
     parameters = _count_parameters(build)
+    if most is not None and parameters > most:
+        raise UserError(
+            f"model: received {parameters:,} parameters, expected at most {most:,}, as "
+            "hydra.sweeper.max_parameters says; choose fewer or smaller layers"
+        )
     # The model and the replica that is compiled each have an optimizer beside them.
     copies = 2 * (1 + _slots(optimizer)) + 1
     needed, installed = 4 * parameters * copies, _installed()

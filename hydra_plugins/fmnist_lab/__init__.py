@@ -8,8 +8,10 @@ imported when a sweep uses it.
 from collections.abc import Sequence
 from typing import Any
 
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 
 from fmnist_lab.sweep import launchers
 
@@ -51,3 +53,29 @@ class Slurm(LocalCores):
 
 class RayCluster(LocalCores):
     """`hydra/launcher=ray_cluster`."""
+
+
+class OptunaSweeper(Sweeper):
+    """`hydra/sweeper=optuna`."""
+
+    def __init__(self, **options: Any) -> None:
+        """Take the values of the preset, which the sweep's driver has checked."""
+
+    def setup(self, **given: Any) -> None:
+        """Take what Hydra hands over before `sweep`.
+
+        Args:
+            given: `hydra_context`, `task_function` and `config`.
+        """
+        self.task = given["task_function"]
+        self.launcher = Plugins.instance().instantiate_launcher(**given)
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Have the launcher do the jobs of the search that the driver has begun.
+
+        Args:
+            arguments: The overrides of the command line, which the driver has read.
+        """
+        from fmnist_lab.sweep.launchers import base
+
+        base.stream(self.launcher, self.task.search)

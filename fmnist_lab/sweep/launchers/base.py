@@ -277,7 +277,7 @@ class JobLauncher(ABC):
             assert self.task.sweep is not None
             self.task.sweep.job(number, overrides).keep(self.task.sweep.began, reason)
         # Not FAILED, at which Hydra's sweeper would raise and drop whatever comes after.
-        return compat.job_return(overrides, {"failure": reason})
+        return compat.job_return(overrides, {"failure": reason, "lost": True})
 
 
 def stream(launcher: Launcher, source: JobSource) -> None:

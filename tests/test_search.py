@@ -1,0 +1,341 @@
+"""The search: its space, its rungs, its log, and what it refuses."""
+
+import importlib.util
+import sys
+
+import pytest
+from searching import ACCURACY, Killed, Searched, options_of, space_of
+
+from fmnist_lab import compat
+from fmnist_lab.errors import UserError
+from fmnist_lab.sweep.search import rungs
+from fmnist_lab.sweep.search.options import check
+from fmnist_lab.sweep.search.trials import FINALS, TrialLog, trial_of
+
+DROPOUT = "model.dropout=interval(0,0.5)"
+GAP = "accuracy/gap_validation"
+LIST = (
+    "model.dropout=choice(0.0,0.2)",
+    "trainer.batch_size=32,64",
+    "model.hidden_units=range(4,9,2)",
+)
+
+
+@pytest.mark.parametrize(
+    ("word", "distribution"),
+    [
+        ("a=interval(0,0.5)", "FloatDistribution(high=0.5, log=False, low=0.0, step=None)"),
+        (
+            "a=tag(log,interval(1e-4,1e-1))",
+            "FloatDistribution(high=0.1, log=True, low=0.0001, step=None)",
+        ),
+        ("a=int(interval(1,8))", "IntDistribution(high=8, log=False, low=1, step=1)"),
+        ("a=tag(log,int(interval(16,512)))", "IntDistribution(high=512, log=True, low=16, step=1)"),
+        ("a=int(tag(log,interval(16,512)))", "IntDistribution(high=512, log=True, low=16, step=1)"),
+        ("a=range(1,8,2)", "IntDistribution(high=7, log=False, low=1, step=2)"),
+        ("a=range(0,1,0.25)", "FloatDistribution(high=0.75, log=False, low=0.0, step=0.25)"),
+        ("a=range(3,0,-1)", "IntDistribution(high=3, log=False, low=1, step=1)"),
+        ("a=sgd,adam", "CategoricalDistribution(choices=('sgd', 'adam'))"),
+        ("a=shuffle(choice(3,1,2))", "CategoricalDistribution(choices=('3', '1', '2'))"),
+        ("a=choice([8,4],[16])", "CategoricalDistribution(choices=('[8,4]', '[16]'))"),
+        ("a=range(1)", "CategoricalDistribution(choices=('0',))"),
+    ],
+)
+def test_hydras_overrides_are_a_space(word, distribution):
+    (axis,) = space_of(word).axes
+    assert str(axis.distribution()) == distribution
+
+
+def test_a_trial_is_hydras_overrides_again():
+    space = space_of("seed=3", "+model.x=interval(0,1)", "trainer.epochs=9", "optimizer=sgd,adam")
+    values = {"model.x": 0.25, "optimizer": "sgd"}
+    expected = ["seed=3", "trainer.epochs=9", "+model.x=0.25", "optimizer=sgd"]
+    assert space.overrides(values) == expected
+    assert space.overrides(values, ["seed=4", "~callbacks.x"])[-2:] == ["seed=4", "~callbacks.x"]
+    assert "seed=3" not in space.overrides(values, ["seed=4"])
+
+
+def test_a_chosen_number_has_few_digits_and_stays_within_the_bounds():
+    (axis,) = space_of("a=tag(log,interval(0.00012342,0.1))").axes
+    assert axis.rounded(0.0031622776) == 0.003162
+    assert axis.rounded(0.00012343) == 0.00012342
+    (axis,) = space_of("a=range(0,1,0.1)").axes
+    assert axis.points == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+
+
+def test_pruning_finds_what_is_best_with_a_third_of_the_epochs(tmp_path):
+    pruned = Searched(tmp_path / "pruned", sampler="random", n_trials=60)
+    whole = Searched(tmp_path / "whole", sampler="random", n_trials=60, pruning="none")
+    for search in (pruned, whole):
+        search.source = search.run(workers=3)
+    assert pruned.source.best().values == whole.source.best().values
+    assert whole.spent == 60 * 9
+    assert pruned.spent <= 0.4 * whole.spent
+    for rung, following in ((1, 3), (3, 9)):
+        reached = pruned.source.scores(rung)
+        gone = set(pruned.source.scores(following))
+        assert gone <= set(rungs.ranked(reached))
+        # Whoever is among the best third in the end has gone on; a few more were so for a while.
+        assert gone >= set(rungs.ranked(reached)[: len(reached) // 3])
+        assert len(gone) <= len(reached) // 2
+
+
+def test_the_median_lets_the_better_half_go_on(tmp_path):
+    search = Searched(tmp_path, sampler="random", n_trials=20, pruning="median")
+    source = search.run()
+    reached = [len(source.scores(rung)) for rung in source.rungs]
+    assert reached[0] == 20
+    assert 10 <= reached[1] < 20
+    assert 5 <= reached[2] < reached[1]
+
+
+def test_of_few_trials_the_best_is_trained_to_the_end_all_the_same(tmp_path):
+    source = Searched(tmp_path, n_trials=2).run()
+    assert source.best().number == rungs.ranked(source.scores(1))[0]
+    assert len(source.scores(9)) == 1
+
+
+def test_tpe_finds_better_trials_than_chance(tmp_path):
+    best = {}
+    for sampler in ("tpe", "random"):
+        search = Searched(tmp_path / sampler, sampler=sampler, n_trials=40, pruning="none")
+        scores = search.run().scores(9)
+        best[sampler] = sum(sorted(scores.values())[-10:])
+    assert best["tpe"] > best["random"]
+
+
+def test_the_winner_is_trained_with_fresh_seeds_and_without_held_out_images(tmp_path):
+    search = Searched(tmp_path, n_trials=6)
+    jobs = []
+    search.measure = lambda words, epochs: jobs.append(words) or len(jobs)
+    source = search.run(workers=2)
+    winner = source.best()
+    finals = [words for words in jobs if "pause_after" not in words][-2:]
+    assert {words["seed"] for words in finals} == {"1", "2"}
+    for words in finals:
+        assert words["data.validation_fraction"] == "0"
+        assert float(words["model.dropout"]) == winner.values["model.dropout"]
+    assert search.listener.winners == [winner.number]
+    assert {trial_of(number) for number in search.listener.finals} == {winner.number}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"sampler": "tpe", "pruning": "asha"},
+        {"sampler": "cmaes", "pruning": "median"},
+        {"sampler": "random", "pruning": "none"},
+    ],
+    ids=lambda changed: changed["sampler"],
+)
+def test_a_search_that_is_killed_at_any_moment_goes_on_as_if_it_were_not(
+    tmp_path, workers, changed
+):
+    undisturbed = Searched(tmp_path / "undisturbed", n_trials=12, **changed)
+    expected = undisturbed.run(workers=workers)
+    killed = Searched(tmp_path / "killed", n_trials=12, **changed)
+    # A prime, so that the ends fall between a job's beginning and its end, and after it.
+    deaths = 0
+    while True:
+        try:
+            found = killed.run(workers=workers, kill_after=7)
+        except Killed:
+            deaths += 1
+            continue
+        break
+    assert deaths >= 4
+    assert [trial.number for trial in found.trials.all] == list(range(12))
+    assert not found.trials.open()
+    if workers == 1:
+        assert killed.facts() == undisturbed.facts()
+        assert killed.spent == undisturbed.spent
+        assert found.best() == expected.best()
+    # No trial that had ended was given out again for what it had done.
+    ended = [given for given in killed.given if given[0] < FINALS]
+    assert len(ended) - len(set(ended)) <= deaths * workers
+
+
+def test_a_longer_search_takes_over_a_shorter_one(tmp_path):
+    whole = Searched(tmp_path / "whole", n_trials=12, finals=0, pruning="none")
+    whole.run()
+    extended = Searched(tmp_path / "extended", n_trials=5, finals=0, pruning="none")
+    extended.run()
+    extended.options = options_of(n_trials=12, finals=0, pruning="none")
+    extended.run()
+    assert extended.facts() == whole.facts()
+    assert len(extended.given) == 12
+
+
+def test_a_torn_line_at_the_end_of_the_log_is_as_if_it_were_not_there(tmp_path):
+    search = Searched(tmp_path, n_trials=3)
+    search.run()
+    text = search.file.read_bytes()
+    lines = text.splitlines(keepends=True)
+    search.file.write_bytes(b"".join(lines[:-1]) + lines[-1][:-5])
+    log = TrialLog(search.file)
+    log.close()
+    assert search.file.read_bytes() == b"".join(lines[:-1])
+    search.run()
+    assert [line["event"] for line in search.facts()][-1] == "final over"
+
+
+def test_a_trial_that_fails_costs_itself_and_is_shunned(tmp_path):
+    search = Searched(tmp_path, n_trials=30, pruning="none", finals=0)
+    usual = search.do
+
+    def do(number: int, words: list[str]) -> dict:
+        returned = usual(number, words)
+        rate = dict(word.split("=") for word in words)["optimizer.learning_rate"]
+        return {"failure": "the loss is nan"} if float(rate) > 3e-3 else returned
+
+    search.do = do
+    source = search.run()
+    failed = [bool(trial.failure) for trial in source.trials.all]
+    assert len(failed) == 30
+    assert sum(failed[:10]) >= 3
+    assert sum(failed[20:]) < sum(failed[:10])
+    assert not source.best().failure
+
+
+def test_a_trial_whose_worker_was_lost_is_done_once_more(tmp_path):
+    search = Searched(tmp_path, n_trials=4, pruning="none", finals=0)
+    usual, lost = search.do, []
+
+    def do(number: int, words: list[str]) -> dict:
+        returned = usual(number, words)
+        if number in (1, 3) and lost.count(number) < (1 if number == 1 else 9):
+            lost.append(number)
+            return {"failure": "its worker process was ended by SIGKILL", "lost": True}
+        return returned
+
+    search.do = do
+    source = search.run()
+    assert lost == [1, 3, 3]
+    assert [bool(trial.failure) for trial in source.trials.all] == [False, False, False, True]
+
+
+def test_a_trial_that_ends_by_itself_is_finished(tmp_path):
+    search = Searched(tmp_path, n_trials=3)
+    search.do = lambda number, words: {ACCURACY: 0.5 + number / 100, "epoch": 2.0}
+    source = search.run()
+    # All stop in their second epoch, so that the first rung is behind them and the others are not.
+    assert set(source.scores(9)) == {2}
+    assert source.best().number == 2
+
+
+def test_a_grid_has_each_point_once_and_then_ends(tmp_path):
+    search = Searched(tmp_path, space=LIST, sampler="grid", n_trials=None, pruning="none", finals=0)
+    search.measure = lambda words, epochs: float(words["model.hidden_units"])
+    source = search.run(workers=2)
+    chosen = {tuple(trial.values.values()) for trial in source.trials.all}
+    assert len(chosen) == len(source.trials.all) == 12
+    assert source.best().values["model.hidden_units"] == 8
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_no_trial_is_done_twice_in_a_small_space(tmp_path, sampler):
+    search = Searched(tmp_path, space=LIST, sampler=sampler, n_trials=50, pruning="none", finals=0)
+    search.measure = lambda words, epochs: float(words["model.hidden_units"])
+    assert len({tuple(each.values.values()) for each in search.run().trials.all}) == 12
+
+
+def test_of_several_objectives_the_front_is_kept(tmp_path):
+    search = Searched(tmp_path, objective=[ACCURACY, GAP], pruning="none", n_trials=15, finals=1)
+    usual = search.do
+
+    def do(number: int, words: list[str]) -> dict:
+        returned = usual(number, words)
+        return returned | {GAP: returned[ACCURACY] ** 2}
+
+    search.do = do
+    source = search.run()
+    # What is more accurate has the larger gap here, so that no trial beats another.
+    assert sorted(source.front()) == list(range(15))
+    assert source.best().number == source.front()[0]
+
+
+def test_time_that_is_up_ends_a_search_with_its_winner_trained(tmp_path):
+    search = Searched(tmp_path, n_trials=None, timeout=1, finals=2)
+    source = search.open()
+    while len(source.trials.all) < 4:
+        given = source.next()
+        source.over(given[0], _returned(given))
+    source._began -= 61
+    given = source.next()
+    while given is not None:
+        source.over(given[0], _returned(given))
+        given = source.next()
+    assert source.exhausted()
+    assert len(source.trials.all) == 4
+    assert source.best() is not None
+    assert len(search.listener.finals) == 2
+
+
+def _returned(given):
+    return compat.job_return(given[1], {ACCURACY: 0.5})
+
+
+@pytest.mark.parametrize(
+    ("changed", "words", "said"),
+    [
+        ({"objective": "accuracy/test"}, [], "for example accuracy/validation"),
+        ({"objective": "accuracy/gap"}, [], "for example accuracy/gap_validation"),
+        ({"objective": "loss/fit"}, [], "no metric of the held-out images"),
+        ({"objective": [ACCURACY, GAP]}, [], "no rung can rank trials by several figures at once"),
+        ({"objective": [ACCURACY, ACCURACY]}, [], "expected each metric once"),
+        ({"direction": ["maximize"] * 2}, [], "2 directions for 1 objectives"),
+        ({"n_trials": None}, [], "n_trials=60 or hydra.sweeper.timeout=15"),
+        ({"sampler": "grid"}, [], "which has no end of values"),
+        ({"sampler": "cmaes"}, [], "at least two keys"),
+        ({"sampler": "tpa"}, [], "did you mean hydra.sweeper.sampler=tpe"),
+        ({"reduction": 1}, [], "hydra.sweeper.reduction: received 1, expected a whole"),
+        ({}, ["seed=range(3)"], "a search that chooses the seed chooses luck"),
+        ({}, ["trainer.epochs=5,9"], "expected one number, or hydra.sweeper.pruning=none"),
+        ({}, ["data.validation_fraction=0.1,0.2"], "on the same held-out images only"),
+        ({}, ["pause_after=3"], "the search itself says when a trial is paused"),
+        ({}, ["model.x=interval(0.5,0.1)"], "the smaller one first"),
+        ({}, ["model.x=tag(log,interval(0,0.1))"], "two numbers above 0"),
+    ],
+)
+def test_a_search_that_would_fool_itself_is_refused(changed, words, said):
+    with pytest.raises(UserError) as error:
+        check(options_of(**changed), space_of(DROPOUT, *words))
+    assert said in str(error.value)
+    assert ": received " in str(error.value)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="torch is installed")
+def test_a_sampler_that_needs_torch_says_so():
+    with pytest.raises(UserError, match="pip install torch"):
+        check(options_of(sampler="gp"), space_of(DROPOUT))
+
+
+SEARCH = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3")
+SPLIT = "data.validation_fraction=0.1"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([DROPOUT], "never on the test set; expected a share above 0"),
+        ([SPLIT, DROPOUT, "tracking=none"], "add hydra.sweeper.pruning=none"),
+        ([SPLIT, DROPOUT, "job=evaluate", "model_uri=runs:/1/model"], "expected job=train"),
+        ([SPLIT, "model.dropout=interval(0.5,1.5)"], "model.dropout: received 1.5, expected a"),
+        ([SPLIT, "model.dropout=0.5"], "nothing is searched"),
+        ([SPLIT, DROPOUT, "hydra.sweeper.prunning=none"], "hydra.sweeper.prunning: unknown key"),
+    ],
+)
+def test_a_command_that_cannot_be_a_search_is_refused(door, words, said):
+    assert said in door.error(*SEARCH, *words)
+
+
+def test_optuna_that_is_missing_is_named_with_its_extra(door, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert "pip install 'fmnist_lab[search]'" in door.error(*SEARCH, SPLIT, DROPOUT)
+
+
+def test_an_objective_is_large_or_small_by_its_name():
+    options = options_of(objective=[ACCURACY, GAP, "loss/validation"])
+    assert list(options.objectives.values()) == ["maximize", "minimize", "minimize"]
+    assert options_of(direction="minimize").objectives == {ACCURACY: "minimize"}
