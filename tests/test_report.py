@@ -494,6 +494,17 @@ def mixed(count=12):
     return runs.assign(seed="0", **{"loss/test": 0.5, "loss/gap": 0.01})
 
 
+def test_a_narrow_terminal_shows_whole_accuracies_of_a_setting_and_says_what_it_leaves_out():
+    """No parameter varies, so there are no differences to tell."""
+    runs = with_parameters(a=["1", "1"]).assign(**{"loss/test": 0.5, "loss/gap": 0.1})
+    text = printed(runs, 34)
+    words = " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= 34
+    assert words.startswith("test accuracy runs accuracy gap 2 0.8500 0.0150 ± 0.6353 ± 0.0635")
+    assert "The losses need a wider terminal" in words
+    assert "most common values" not in words
+
+
 @pytest.mark.parametrize("width", [60, 80, 100, 140, 300])
 @pytest.mark.parametrize("runs", [mixed(), with_validation()[0], with_failures()[0]])
 def test_results_are_never_cut(runs, width):

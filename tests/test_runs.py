@@ -418,6 +418,19 @@ def test_a_list_of_runs_that_differ_in_everything_names_each_and_cuts_nothing(as
     assert re.search(r"\d{4}-\d\d-\d\d", said)
 
 
+@pytest.mark.parametrize("columns", [20, 40])
+def test_a_list_on_a_narrow_terminal_has_lines_for_each_run_and_cuts_nothing(ask, asked, columns):
+    said = ask("list", columns=columns)
+    assert "…" not in said
+    assert max(map(len, said.splitlines())) <= columns
+    blocks = [" ".join(each.split()) for each in re.split("(?m)^[0-9a-f]{8}  ", said)]
+    runs = {name: values for name, values in asked.results.items() if name.endswith(" s0")}
+    for name, (accuracy, gap) in runs.items():
+        (block,) = (each for each in blocks if f"test accuracy {accuracy}, gap {gap}" in each)
+        assert block.startswith(f"FINISHED {name} ")
+    assert any(each.startswith(f"FINISHED: 4 runs {SWEPT} 20") for each in blocks)
+
+
 def test_a_list_in_a_pipe_is_a_line_for_each_run(ask, asked):
     lines = ask("list", "--since", "1d").splitlines()
     assert len(lines) == 1 + len(QUESTIONS) + 1 + 1 + 2

@@ -8,6 +8,8 @@ from itertools import islice
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from rich.console import RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -18,8 +20,8 @@ from fmnist_lab.runs.selection import Since, begun_since, both
 from fmnist_lab.system.terminal import printout
 from fmnist_lab.texts import counted
 
-# The widths of terminals with room for whole ids, and for all columns.
-WHOLE_IDS, ALL_COLUMNS = 120, 180
+# The widths of terminals with room for a table, for whole ids, and for all columns.
+TABLE, WHOLE_IDS, ALL_COLUMNS = 70, 120, 180
 SHOWN = {
     "accuracy/validation": "validation accuracy",
     "accuracy/test": "test accuracy",
@@ -69,7 +71,11 @@ def list_runs(
         damaged = tracking.damaged(place, experiment, finished)
         # In a pipe, each run has one line, however long.
         console = printout(piped=10_000)
-        console.print(_table(shown, summaries, damaged, console.width))
+        if console.width < TABLE:
+            for row in shown:
+                console.print(*_lines(row, summaries.get(row["run_id"]), damaged), sep="\n")
+        else:
+            console.print(_table(shown, summaries, damaged, console.width))
         if damaged:
             have = "has" if len(damaged) == 1 else "have"
             console.print(
@@ -128,13 +134,10 @@ def _table(
         table.add_column(title.replace(" ", " " if wide else "\n"), justify="right", no_wrap=True)
     for row in rows:
         summary = summaries.get(row["run_id"])
-        differing = naming.differences(_in_common(summary.sample if summary else [row]))
-        name, differs = row["name"], naming.spoken(differing)
-        if not wide:
-            said = set(naming.words(differing)) <= set(name.split())
-            name = name if said else f"{name}\n{differs}"
-        state = _state(row["status"], summary)
-        state += ", files lost" if row["run_id"] in damaged else ""
+        state = _state(row["status"], summary, lost=row["run_id"] in damaged)
+        name, differs, said = _name(row, summary)
+        if not wide and not said:
+            name = f"{name}\n{differs}"
         table.add_row(
             row["run_id"][: 32 if width >= WHOLE_IDS else 8],
             *map(Text, (name, differs) if wide else (name,)),
@@ -145,8 +148,35 @@ def _table(
     return table
 
 
-def _state(status: str, summary: tracking.SweepSummary | None) -> str:
+def _lines(
+    row: dict[str, Any], summary: tracking.SweepSummary | None, damaged: Container[str]
+) -> Iterator[RenderableType]:
+    """Yield what a terminal that is too narrow for the table shows of a run, line by line."""
+    name, differs, said = _name(row, summary)
+    state = _state(row["status"], summary, lost=row["run_id"] in damaged)
+    figures = {title: _figure(row, metric) for metric, title in SHOWN.items()}
+    measured = [f"{title} {figure}" for title, figure in figures.items() if figure]
+    yield Text(f"{row['run_id'][:8]}  {state}")
+    begun = _started(row, "%Y-%m-%d %H:%M")
+    for text in (name, "" if said else differs, begun, ", ".join(measured)):
+        if text:
+            yield Padding(Text(text), (0, 0, 0, 2))
+
+
+def _name(row: dict[str, Any], summary: tracking.SweepSummary | None) -> tuple[str, str, bool]:
+    """Return the name of a run, how it differs from the defaults, and whether the name says so."""
+    differing = naming.differences(_in_common(summary.sample if summary else [row]))
+    name = row["name"]
+    return name, naming.spoken(differing), set(naming.words(differing)) <= set(name.split())
+
+
+def _state(status: str, summary: tracking.SweepSummary | None, *, lost: bool = False) -> str:
     """Return the state of a run, for a sweep with the number of its runs.
+
+    Args:
+        status: MLflow's status.
+        summary: The sweep in short; None: it is a run.
+        lost: Whether it has lost files.
 
     >>> from collections import Counter
     >>> _state("FAILED", tracking.SweepSummary(Counter(FINISHED=12, FAILED=1), False, []))
@@ -154,6 +184,8 @@ def _state(status: str, summary: tracking.SweepSummary | None) -> str:
     >>> _state("FINISHED", tracking.SweepSummary(Counter(FINISHED=60), False, []))
     'FINISHED: 60 runs'
     """
+    if lost:
+        return f"{_state(status, summary)}, files lost"
     if summary is None:
         return status
     states = summary.states

@@ -45,15 +45,10 @@ class _Fitted:
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         study, room = self.study, options.max_width
         # One below the other are a mean and its interval, and the words of a heading.
-        for folded, stacked, losses in (
-            (False, False, True),
-            (False, True, True),
-            (True, False, True),
-            (True, True, True),
-            (True, True, False),
-        ):
-            if folded and not study.parameters:
-                continue
+        ways = [(False, False, True), (False, True, True)]
+        if study.parameters:
+            ways += [(True, False, True), (True, True, True)]
+        for folded, stacked, losses in [*ways, (bool(study.parameters), True, False)]:
             headings, rows, metrics = settings_table(study, folded=folded)
             kept = len(headings) - len(metrics)
             places = [
