@@ -333,7 +333,7 @@ def begin(config: DictConfig) -> SweepDriver:
         UserError: The sweep cannot be done.
     """
     began = round(1000 * time.time())
-    planned, checked, search = _planned(config)
+    planned, checked, search = planned_sweep(config)
     tracked = checked[0].config.tracking
     name = checked[0].config.name or (search.name if search else planned.name(checked))
     resume = config.get("resume")
@@ -374,7 +374,7 @@ def begin(config: DictConfig) -> SweepDriver:
     )
 
 
-def _planned(config: DictConfig) -> tuple[Plan, list[Checked], Search | None]:
+def planned_sweep(config: DictConfig) -> tuple[Plan, list[Checked], Search | None]:
     """Take a sweep apart, and check its jobs and its launcher.
 
     Returns:
