@@ -27,7 +27,8 @@ Predictions = Callable[[str], tuple[np.ndarray, np.ndarray]]
 Correct = NDArray[np.bool_]
 
 TESTED, GAP = "accuracy/test", "accuracy/gap"
-MOST_READ = 200  # Runs whose predictions are read: a second or two.
+# Runs whose predictions are read, at some 0.02 s each: for a comparison, and for a report.
+MOST_COMPARED, MOST_REPORTED = 200, 60
 
 
 class OnNewImages(NamedTuple):
@@ -68,16 +69,16 @@ def correct_of(run_ids: Sequence[str], predictions: Predictions) -> Correct:
 
 
 class Correctness:
-    """Which test images each run gets right, for as many runs as are read in a second or two.
+    """Which test images each run gets right, for as many runs as are read within seconds.
 
     Attributes:
         fault: Why it cannot be told of some runs; empty if it can be told of all that were asked.
     """
 
-    def __init__(self, predictions: Predictions) -> None:
+    def __init__(self, predictions: Predictions, most: int = MOST_COMPARED) -> None:
         self.fault = ""
         self._predictions = predictions
-        self._left = MOST_READ
+        self._left = most
 
     def of(self, run_ids: Sequence[str]) -> Correct | None:
         """Return bool (runs, images), in the order of the runs; None if it cannot be told."""
@@ -187,7 +188,7 @@ def of_study(study: Study, predictions: Predictions) -> list[str]:
     """
     if any(name in study.parameters for name in TEST_SETS):
         return []
-    correctness, parts = Correctness(predictions), []
+    correctness, parts = Correctness(predictions, MOST_REPORTED), []
     for runs in grouped(study.used, study.parameters).values():
         correct = correctness.of(runs["run_id"].tolist()) if len(runs) > 1 else None
         if correct is not None and correct.shape[1] > 1:
