@@ -40,6 +40,8 @@ from fmnist_lab.training import runtime
 # Of more jobs than that, the first and the last are shown.
 MOST_SHOWN, FIRST_SHOWN, LAST_SHOWN = 100, 40, 10
 
+MOST_COMPOSED = 20  # more configs, which takes a tenth of a second each
+
 # Seconds until a run begins, and of a sweep beside its jobs: Hydra, MLflow, TensorFlow, the report.
 START_SECONDS = 5.0
 SWEEP_START_SECONDS = 2.5  # until its parent run is there
@@ -163,7 +165,6 @@ def show_run(config: Config) -> dict[str, float]:
     job = known.job(naming.run_name(config), config)
     assert job.cost is not None
     console = printout(piped=120)
-    seconds = START_SECONDS + job.seconds
     answer = known.answer(config)
     aligned(
         console,
@@ -172,7 +173,7 @@ def show_run(config: Config) -> dict[str, float]:
             **_config_in_short(config),
             "kept in": known.place(),
             **_state_of_run(job.state, answer, config.resume),
-            "time": _time(seconds, [job]),
+            "time": f"about {duration(START_SECONDS + job.seconds)}; {_source([job])}",
             "disk": known.disk(0 if answer and config.resume else job.cost.bytes),
         },
     )
@@ -196,7 +197,7 @@ def show_sweep(config: DictConfig) -> None:
     if not planned.jobs:
         _show_search(console, config, planned, checked[0].config, threads)
         return
-    configs = job_configs(config, planned, checked)
+    configs = job_configs(config, planned, checked, composing=MOST_COMPOSED)
     configs += [None] * (len(planned.jobs) - len(configs))
     known = _Known(configs, tracked, threads)
     names = [naming.job_name(job, list(planned.axes)) for job in planned.jobs]
@@ -307,20 +308,18 @@ def _time_of_sweep(
     """Return the time of a sweep in words; with `shared`, jobs go on from shorter ones' epochs."""
     past = history.past_sweeps(known.store, known.host) if known.store else []
 
+    usual = median([job.seconds for job in jobs if job.cost] or [0.0])
+
+    def part(job: Planned, resumed: bool) -> tuple[float, float, int, str | None]:
+        if resumed and job.state == FINISHED:
+            return ANSWERED_SECONDS, 0.0, 0, None
+        if job.config is None or job.cost is None:
+            return usual, 0.0, 0, None
+        prefix = job.config.prefix_identity() if shared else None
+        return job.cost.fixed, job.cost.epoch, job.epochs, prefix
+
     def whole(resumed: bool) -> float:
-        costs = [job.cost for job in jobs if job.cost]
-        usual = median(cost.fixed + 5 * cost.epoch for cost in costs) if costs else 0.0
-        todo = [
-            (ANSWERED_SECONDS, 0.0, 0, None)
-            if resumed and job.state == FINISHED
-            else (
-                job.cost.fixed if job.cost else usual,
-                job.cost.epoch if job.cost else 0.0,
-                job.epochs,
-                job.config.prefix_identity() if shared and job.config else None,
-            )
-            for job in jobs
-        ]
+        todo = [part(job, resumed) for job in jobs]
         same = [each for each in past if each.workers == workers] or past
         composed = COMPOSED_SECONDS * len(jobs)
         before, after, between = BEFORE_SECONDS, AFTER_SECONDS, BETWEEN_SECONDS
@@ -337,10 +336,6 @@ def _time_of_sweep(
         how = "if one job ran at a time; the cluster decides how many do"
     more = f"; with resume=true {duration(whole(True))}" if finished and not resume else ""
     return f"about {duration(whole(resume))}, {how}{more}; {_source(jobs)}"
-
-
-def _time(seconds: float, jobs: Sequence[Planned]) -> str:
-    return f"about {duration(seconds)}; {_source(jobs)}"
 
 
 def _source(jobs: Sequence[Planned]) -> str:
