@@ -117,12 +117,6 @@ def plan(config: DictConfig) -> Plan:
     swept = {each.get_key_element(): each for each in overrides if each.is_sweep_override()}
     axes = {key: str(each.input_line).partition("=")[2] for key, each in swept.items()}
     together = [keys for keys in pairs.groups(overrides) if len(keys) > 1]
-    if together and not known:
-        (first, *_), *_ = together
-        raise UserError(
-            f"{first}: received {axes[first]}, but only hydra/sweeper=basic lets axes advance "
-            "together; expected hydra/sweeper=basic, or each key without the zip(…)"
-        )
     jobs = pairs.jobs(overrides) if known else []
     values = {
         key.lstrip("+"): list(each.sweep_string_iterator()) for key, each in swept.items() if known
