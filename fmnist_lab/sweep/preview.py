@@ -162,7 +162,10 @@ def show_run(config: Config) -> dict[str, float]:
         UserError: The store cannot be read.
     """
     known = _Known([config], config.tracking, None)
-    job = known.job(naming.run_name(config), config)
+    name = naming.run_name(config)
+    if config.job.name == "evaluate":
+        name = config.name or f"evaluate {config.model_uri}"
+    job = known.job(name, config)
     assert job.cost is not None
     console = printout(piped=120)
     answer = known.answer(config)
@@ -212,7 +215,7 @@ def show_sweep(config: DictConfig) -> None:
         {
             "sweep": f"{counted(len(jobs), 'job')}: {axes}",
             "kept in": known.place(),
-            **_states_of_jobs(jobs, known.all_asked, resume),
+            **(_states_of_jobs(jobs, known.all_asked, resume) if known.store else {}),
             "time": _time_of_sweep(jobs, known, workers, resume, shared),
             "disk": known.disk(sum(job.cost.bytes for job in left if job.cost)),
         },
@@ -257,7 +260,7 @@ def _config_in_short(config: Config) -> dict[str, str]:
     model = config.model.target.rpartition(".")[2]
     options = [f"{name}={value}" for name, value in config.model.arguments().items()]
     if config.job.name == "evaluate":
-        return {"job": f"evaluate {config.model_uri}"}
+        return {}
     train = min(config.data.train_limit or data.train, data.train)
     test = min(config.data.test_limit or data.test, data.test)
     name = config.data.name if isinstance(config.data, IdxData) else "Fashion-MNIST"
