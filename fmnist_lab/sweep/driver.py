@@ -281,7 +281,7 @@ def begin(config: DictConfig) -> SweepDriver:
         UserError: The sweep cannot be done.
     """
     began = round(1000 * time.time())
-    planned, checked = _planned(config)
+    planned, checked = checked_plan(config)
     tracked = checked[0].config.tracking
     name = checked[0].config.name or planned.name(checked)
     resume = config.get("resume")
@@ -314,8 +314,11 @@ def begin(config: DictConfig) -> SweepDriver:
     return SweepDriver(planned, sweep, name=name, resume=resume, here=here, note=note)
 
 
-def _planned(config: DictConfig) -> tuple[Plan, list[Checked]]:
-    """Take a sweep apart, and check its jobs and its launcher.
+def checked_plan(config: DictConfig) -> tuple[Plan, list[Checked]]:
+    """Take a sweep apart, and check its jobs and its launcher; nothing is begun.
+
+    Args:
+        config: The composed sweep.
 
     Raises:
         UserError: The sweep cannot be done.

@@ -193,7 +193,7 @@ def show_sweep(config: DictConfig) -> None:
     Raises:
         UserError: The sweep could not be done, or the store cannot be read.
     """
-    planned, checked, *_ = driver._planned(config)
+    planned, checked, *_ = driver.checked_plan(config)
     tracked = checked[0].config.tracking
     threads = config.hydra.launcher.get("threads")
     console = printout(piped=120)
