@@ -143,18 +143,32 @@ def check(config: DictConfig, planned: Plan) -> list[Checked]:
     """Check the first job, and one for each other value of each axis, and return them.
 
     To check all jobs would take too long if they are a thousand; a bad value is found all the same.
+    A job is composed only if it has other options than those before, as in `job_configs`.
 
     Raises:
         UserError: The schema refuses one of them.
     """
+    bases: dict[tuple[str, ...], dict[str, Any]] = {}
     jobs = planned.jobs or [list(planned.fixed)]
     first, seen, checked = jobs[0], set(jobs[0]), []
     for job in jobs:
         if job is not first and (seen.issuperset(job) or planned.differences(job, first) > 1):
             continue
         seen |= set(job)
+        choices, settings = _split(job)
+        if choices in bases:
+            values = _changed(bases[choices], settings)
+            checked.append(Checked(job, values, configs.validate(values)))
+            continue
         checked.append(_composed(config, job))
+        if not _interpolates(config):
+            bases[choices] = checked[-1].values
     return checked
+
+
+def _interpolates(config: DictConfig) -> bool:
+    """Return whether a value may depend on one that is swept, so that no config serves two jobs."""
+    return "${" in json.dumps(OmegaConf.to_container(_own(config), resolve=False), default=str)
 
 
 def _composed(config: DictConfig, job: Sequence[str]) -> Checked:
@@ -197,9 +211,8 @@ def job_configs(
         checked: The result of `check`.
         composing: How many of the others may be composed all the same.
     """
-    written = json.dumps(OmegaConf.to_container(_own(config), resolve=False), default=str)
-    # A value may depend on one that is swept, so that no config serves another job.
-    bases = {} if "${" in written else {_split(one.job)[0]: one.values for one in checked}
+    serves = not _interpolates(config)
+    bases = {_split(one.job)[0]: one.values for one in checked} if serves else {}
     found: list[configs.Config | None] = []
     for job in planned.jobs[:MOST_IDENTITIES]:
         choices, settings = _split(job)
@@ -209,7 +222,7 @@ def job_configs(
             elif composing > 0:
                 composing -= 1
                 values = _composed(config, job).values
-                if "${" not in written:
+                if serves:
                     bases[choices] = values
             else:
                 found.append(None)
