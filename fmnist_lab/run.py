@@ -113,6 +113,7 @@ def _hydra(args: argparse.Namespace, folder: str, name: str, task: Task) -> None
 
 def _driven(composed: DictConfig, task: Task) -> contextlib.AbstractContextManager[None] | None:
     """Return a context in which a driver watches a sweep; None if it is only to be shown."""
+    pairs.check_sweeper(composed)
     if composed.get("dry_run"):
         from fmnist_lab.sweep import preview
 

@@ -10,12 +10,11 @@ import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from mlflow import MlflowClient
-from omegaconf import OmegaConf
 
 from fmnist_lab import run
 from fmnist_lab.config import naming
 from fmnist_lab.config.schema import Config
-from fmnist_lab.sweep import estimate, plan
+from fmnist_lab.sweep import estimate
 from fmnist_lab.sweep.estimate import Estimator, makespan
 from fmnist_lab.tracking import Store, history
 from fmnist_lab.tracking.history import PastRun
@@ -146,14 +145,17 @@ def test_a_search_is_shown_with_its_budget(door, kept, capsys):
     assert "none can be listed" in out
 
 
-def test_whether_it_is_a_dry_run_is_no_part_of_a_sweep(door):
-    def hash_of(*words: str, **values: object) -> str:
-        hydra = {"overrides": {"task": [*words]}, "launcher": {}}
-        return plan._hash(OmegaConf.create({"hydra": hydra, "seed": 0, **values}))
+def test_whether_it_is_a_dry_run_is_no_part_of_a_sweep(door, monkeypatch):
+    hashes = []
 
-    before = hash_of("seed=0,1")
-    assert hash_of("seed=0,1", "dry_run=true", dry_run=True) == before
-    assert hash_of("seed=0,2", dry_run=False) != before
+    def opened(*arguments: object, **_: object) -> None:
+        hashes.append(arguments[3]["sweep.hash"])
+        raise SystemExit(0)
+
+    monkeypatch.setattr(door, "sweep", opened)
+    for words in (["seed=0,1"], ["seed=0,1", "dry_run=false"], ["seed=0,2"]):
+        assert door("-m", *words) == 0
+    assert hashes[0] == hashes[1] != hashes[2]
     assert "dry_run: received true,false, expected" in door.error("-m", "dry_run=true,false")
 
 

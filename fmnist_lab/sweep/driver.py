@@ -333,7 +333,7 @@ def begin(config: DictConfig) -> SweepDriver:
         UserError: The sweep cannot be done.
     """
     began = round(1000 * time.time())
-    planned, checked, search = planned_sweep(config)
+    planned, checked, search = checked_plan(config)
     tracked = checked[0].config.tracking
     name = checked[0].config.name or (search.name if search else planned.name(checked))
     resume = config.get("resume")
@@ -374,8 +374,11 @@ def begin(config: DictConfig) -> SweepDriver:
     )
 
 
-def planned_sweep(config: DictConfig) -> tuple[Plan, list[Checked], Search | None]:
-    """Take a sweep apart, and check its jobs and its launcher.
+def checked_plan(config: DictConfig) -> tuple[Plan, list[Checked], Search | None]:
+    """Take a sweep apart, and check its jobs and its launcher; nothing is begun.
+
+    Args:
+        config: The composed sweep.
 
     Returns:
         Its plan, the jobs that were checked, and the search that it is, if it is one.

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep, Sweep
+from omegaconf import DictConfig
 
 from fmnist_lab import compat
 from fmnist_lab.errors import UserError
@@ -91,6 +93,29 @@ def jobs(overrides: Sequence[Override]) -> list[list[str]]:
     return [
         [words[key][chosen[place[key]]] for key in words] for chosen in itertools.product(*counts)
     ]
+
+
+def check_sweeper(config: DictConfig) -> None:
+    """Refuse paired axes for a sweeper that would take them for ordinary ones.
+
+    Args:
+        config: The composed sweep.
+
+    Raises:
+        UserError: The sweeper is another than Hydra's basic one, and there is a zip(…).
+    """
+    sweeper = config.hydra.sweeper or {}
+    if str(sweeper.get("_target_")).endswith(".BasicSweeper"):
+        return
+    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    words = [*params, *config.hydra.overrides.task]
+    for override in OverridesParser.create().parse_overrides(words):
+        if isinstance(override.value(), Paired):
+            key = override.get_key_element()
+            raise UserError(
+                f"{key}: received {_written(override)}, but only hydra/sweeper=basic lets axes "
+                "advance together; expected hydra/sweeper=basic, or each key without the zip(…)"
+            )
 
 
 def _check_values(key: str, override: Override, values: Paired) -> None:

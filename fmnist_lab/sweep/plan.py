@@ -117,12 +117,6 @@ def plan(config: DictConfig) -> Plan:
     swept = {each.get_key_element(): each for each in overrides if each.is_sweep_override()}
     axes = {key: str(each.input_line).partition("=")[2] for key, each in swept.items()}
     together = [keys for keys in pairs.groups(overrides) if len(keys) > 1]
-    if together and not known:
-        (first, *_), *_ = together
-        raise UserError(
-            f"{first}: received {axes[first]}, but only hydra/sweeper=basic lets axes advance "
-            "together; expected hydra/sweeper=basic, or each key without the zip(…)"
-        )
     jobs = pairs.jobs(overrides) if known else []
     values = {
         key.lstrip("+"): list(each.sweep_string_iterator()) for key, each in swept.items() if known
@@ -149,21 +143,40 @@ def check(config: DictConfig, planned: Plan) -> list[Checked]:
     """Check the first job, and one for each other value of each axis, and return them.
 
     To check all jobs would take too long if they are a thousand; a bad value is found all the same.
+    A job is composed only if it has other options than those before, as in `job_configs`.
 
     Raises:
         UserError: The schema refuses one of them.
     """
-    loader = GlobalHydra.instance().config_loader()
+    bases: dict[tuple[str, ...], dict[str, Any]] = {}
     jobs = planned.jobs or [list(planned.fixed)]
     first, seen, checked = jobs[0], set(jobs[0]), []
     for job in jobs:
         if job is not first and (seen.issuperset(job) or planned.differences(job, first) > 1):
             continue
         seen |= set(job)
-        composed = loader.load_sweep_config(config, list(job))
-        values: Any = OmegaConf.to_container(_own(composed), resolve=True)
-        checked.append(Checked(job, values, configs.validate(values)))
+        choices, settings = _split(job)
+        if choices in bases:
+            values = _changed(bases[choices], settings)
+            checked.append(Checked(job, values, configs.validate(values)))
+            continue
+        checked.append(_composed(config, job))
+        if not _interpolates(config):
+            bases[choices] = checked[-1].values
     return checked
+
+
+def _interpolates(config: DictConfig) -> bool:
+    """Return whether a value may depend on one that is swept, so that no config serves two jobs."""
+    return "${" in json.dumps(OmegaConf.to_container(_own(config), resolve=False), default=str)
+
+
+def _composed(config: DictConfig, job: Sequence[str]) -> Checked:
+    """Compose a job and check it."""
+    loader = GlobalHydra.instance().config_loader()
+    composed = loader.load_sweep_config(config, list(job))
+    values: Any = OmegaConf.to_container(_own(composed), resolve=True)
+    return Checked(job, values, configs.validate(values))
 
 
 def identities(config: DictConfig, planned: Plan, checked: Sequence[Checked]) -> Identities:
@@ -184,41 +197,53 @@ def identities(config: DictConfig, planned: Plan, checked: Sequence[Checked]) ->
 
 
 def job_configs(
-    config: DictConfig, planned: Plan, checked: Sequence[Checked]
+    config: DictConfig, planned: Plan, checked: Sequence[Checked], *, composing: int = 0
 ) -> list[configs.Config | None]:
     """Return the configs of the jobs, in their order.
 
-    To compose a config takes a tenth of a second, so none is: a job's values are set in a config
-    that was checked already and has the same options. None stands for a job for which that is not
-    enough; the list ends after two thousand jobs.
+    To compose a config takes a tenth of a second, so a job's values are set in a config that was
+    checked already and has the same options. None stands for a job for which that is not enough;
+    the list ends after two thousand jobs.
 
     Args:
         config: The composed sweep.
         planned: The result of `plan`.
         checked: The result of `check`.
+        composing: How many of the others may be composed all the same.
     """
-    if "${" in json.dumps(OmegaConf.to_container(_own(config), resolve=False), default=str):
-        # A value may depend on one that is swept.
-        return [None for _ in planned.jobs[:MOST_IDENTITIES]]
-    bases = {_split(one.job)[0]: one.values for one in checked}
+    serves = not _interpolates(config)
+    bases = {_split(one.job)[0]: one.values for one in checked} if serves else {}
     found: list[configs.Config | None] = []
     for job in planned.jobs[:MOST_IDENTITIES]:
         choices, settings = _split(job)
-        values = copy.deepcopy(bases.get(choices))
-        if values is None:
-            found.append(None)
-            continue
         try:
-            for key, value in settings:
-                *path, last = key.split(".")
-                node = reduce(lambda node, part: node.setdefault(part, {}), path, values)
-                node[last] = copy.deepcopy(value)
+            if choices in bases:
+                values = _changed(bases[choices], settings)
+            elif composing > 0:
+                composing -= 1
+                values = _composed(config, job).values
+                if serves:
+                    bases[choices] = values
+            else:
+                found.append(None)
+                continue
             if values["trainer"]["threads"] is None:
-                values["trainer"]["threads"] = config.hydra.launcher.get("threads")
+                trainer = values["trainer"] | {"threads": config.hydra.launcher.get("threads")}
+                values = values | {"trainer": trainer}
             found.append(configs.validate(values))
         except (UserError, TypeError, AttributeError):
             found.append(None)  # The job will say for itself what is wrong with it.
     return found
+
+
+def _changed(values: dict[str, Any], settings: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a config's values with some others by key, such as "trainer.epochs"."""
+    values = copy.deepcopy(values)
+    for key, value in settings:
+        *path, last = key.split(".")
+        node = reduce(lambda node, part: node.setdefault(part, {}), path, values)
+        node[last] = copy.deepcopy(value)
+    return values
 
 
 def _split(job: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[str, Any]]]:

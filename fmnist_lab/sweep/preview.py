@@ -40,6 +40,8 @@ from fmnist_lab.training import runtime
 # Of more jobs than that, the first and the last are shown.
 MOST_SHOWN, FIRST_SHOWN, LAST_SHOWN = 100, 40, 10
 
+MOST_COMPOSED = 20  # more configs, which takes a tenth of a second each
+
 # Seconds until a run begins, and of a sweep beside its jobs: Hydra, MLflow, TensorFlow, the report.
 START_SECONDS = 5.0
 SWEEP_START_SECONDS = 2.5  # until its parent run is there
@@ -160,10 +162,12 @@ def show_run(config: Config) -> dict[str, float]:
         UserError: The store cannot be read.
     """
     known = _Known([config], config.tracking, None)
-    job = known.job(naming.run_name(config), config)
+    name = naming.run_name(config)
+    if config.job.name == "evaluate":
+        name = config.name or f"evaluate {config.model_uri}"
+    job = known.job(name, config)
     assert job.cost is not None
     console = printout(piped=120)
-    seconds = START_SECONDS + job.seconds
     answer = known.answer(config)
     aligned(
         console,
@@ -172,7 +176,7 @@ def show_run(config: Config) -> dict[str, float]:
             **_config_in_short(config),
             "kept in": known.place(),
             **_state_of_run(job.state, answer, config.resume),
-            "time": _time(seconds, [job]),
+            "time": f"about {duration(START_SECONDS + job.seconds)}; {_source([job])}",
             "disk": known.disk(0 if answer and config.resume else job.cost.bytes),
         },
     )
@@ -189,14 +193,14 @@ def show_sweep(config: DictConfig) -> None:
     Raises:
         UserError: The sweep could not be done, or the store cannot be read.
     """
-    planned, checked, _ = driver.planned_sweep(config)
+    planned, checked, *_ = driver.checked_plan(config)
     tracked = checked[0].config.tracking
     threads = config.hydra.launcher.get("threads")
     console = printout(piped=120)
     if not planned.jobs:
         _show_search(console, config, planned, checked[0].config, threads)
         return
-    configs = job_configs(config, planned, checked)
+    configs = job_configs(config, planned, checked, composing=MOST_COMPOSED)
     configs += [None] * (len(planned.jobs) - len(configs))
     known = _Known(configs, tracked, threads)
     names = [naming.job_name(job, list(planned.axes)) for job in planned.jobs]
@@ -211,7 +215,7 @@ def show_sweep(config: DictConfig) -> None:
         {
             "sweep": f"{counted(len(jobs), 'job')}: {axes}",
             "kept in": known.place(),
-            **_states_of_jobs(jobs, known.all_asked, resume),
+            **(_states_of_jobs(jobs, known.all_asked, resume) if known.store else {}),
             "time": _time_of_sweep(jobs, known, workers, resume, shared),
             "disk": known.disk(sum(job.cost.bytes for job in left if job.cost)),
         },
@@ -256,7 +260,7 @@ def _config_in_short(config: Config) -> dict[str, str]:
     model = config.model.target.rpartition(".")[2]
     options = [f"{name}={value}" for name, value in config.model.arguments().items()]
     if config.job.name == "evaluate":
-        return {"job": f"evaluate {config.model_uri}"}
+        return {}
     train = min(config.data.train_limit or data.train, data.train)
     test = min(config.data.test_limit or data.test, data.test)
     name = config.data.name if isinstance(config.data, IdxData) else "Fashion-MNIST"
@@ -307,20 +311,18 @@ def _time_of_sweep(
     """Return the time of a sweep in words; with `shared`, jobs go on from shorter ones' epochs."""
     past = history.past_sweeps(known.store, known.host) if known.store else []
 
+    usual = median([job.seconds for job in jobs if job.cost] or [0.0])
+
+    def part(job: Planned, resumed: bool) -> tuple[float, float, int, str | None]:
+        if resumed and job.state == FINISHED:
+            return ANSWERED_SECONDS, 0.0, 0, None
+        if job.config is None or job.cost is None:
+            return usual, 0.0, 0, None
+        prefix = job.config.prefix_identity() if shared else None
+        return job.cost.fixed, job.cost.epoch, job.epochs, prefix
+
     def whole(resumed: bool) -> float:
-        costs = [job.cost for job in jobs if job.cost]
-        usual = median(cost.fixed + 5 * cost.epoch for cost in costs) if costs else 0.0
-        todo = [
-            (ANSWERED_SECONDS, 0.0, 0, None)
-            if resumed and job.state == FINISHED
-            else (
-                job.cost.fixed if job.cost else usual,
-                job.cost.epoch if job.cost else 0.0,
-                job.epochs,
-                job.config.prefix_identity() if shared and job.config else None,
-            )
-            for job in jobs
-        ]
+        todo = [part(job, resumed) for job in jobs]
         same = [each for each in past if each.workers == workers] or past
         composed = COMPOSED_SECONDS * len(jobs)
         before, after, between = BEFORE_SECONDS, AFTER_SECONDS, BETWEEN_SECONDS
@@ -337,10 +339,6 @@ def _time_of_sweep(
         how = "if one job ran at a time; the cluster decides how many do"
     more = f"; with resume=true {duration(whole(True))}" if finished and not resume else ""
     return f"about {duration(whole(resume))}, {how}{more}; {_source(jobs)}"
-
-
-def _time(seconds: float, jobs: Sequence[Planned]) -> str:
-    return f"about {duration(seconds)}; {_source(jobs)}"
 
 
 def _source(jobs: Sequence[Planned]) -> str:
