@@ -106,6 +106,7 @@ def slices(search: Search) -> Chart:
     records = points(search, metric, domain)
     rows = search.trials.set_index("trial")
     panels = []
+    columns = {1: 1, 2: 2, 4: 2}.get(len(search.parameters), 3)
     for place, parameter in enumerate(search.parameters):
         x = parameter_axis(parameter)
         labels = vega.labels(parameter.levels, parameter.key)
@@ -115,12 +116,12 @@ def slices(search: Search) -> Chart:
             if (value := rows.at[each["trial"], parameter.key]) is not None or labels
         ]
         y = metric_axis(metric, domain)
-        if place % 3:
+        if place % columns:
             y["title"] = None
         panels.append({"layer": marks(search, own, x, y), "width": 170, "height": 150})
-    chart = {"concat": panels, "columns": 3}
+    chart = {"concat": panels, "columns": columns}
     title = f"{named(metric)} by hyperparameter"
-    return vega.finished(chart, title, points_note(search, [metric]), 220 * min(len(panels), 3))
+    return vega.finished(chart, title, points_note(search, [metric]), 220 * columns)
 
 
 def curves(search: Search) -> Chart:
