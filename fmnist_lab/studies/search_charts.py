@@ -25,6 +25,7 @@ from fmnist_lab.studies.search_marks import (
     parameter_axis,
     points,
     points_note,
+    spoken,
     trial_tip,
     within,
 )
@@ -83,7 +84,7 @@ def importance(found: Sequence[Importance]) -> Chart:
         order = [record["name"] for record in records]
         y = vega.field("name", "ordinal", title=None, scale={"domain": order})
         y["axis"] = {"ticks": False, "domain": False}
-        x = vega.field("share", title=f"Share of the variation of {named(each.metric).lower()}")
+        x = vega.field("share", title=f"Share of the variation of {spoken(each.metric)}")
         x |= {"scale": {"domain": [0, 1]}, "axis": {"tickCount": 5}}
         bars = vega.mark("bar", x=x, y=y, description=vega.TIP, style={"color": BLUE, "height": 11})
         text = vega.field("text", "nominal")
@@ -139,7 +140,7 @@ def curves(search: Search) -> Chart:
                 "epoch": int(epoch),
                 "value": within(value, domain, direction)[0],
                 "kind": kind,
-                "tip": f"trial {trial}, epoch {epoch}\n{named(metric).lower()} {number(value)}",
+                "tip": f"trial {trial}, epoch {epoch}\n{spoken(metric)} {number(value)}",
             }
             for epoch, value in values.dropna().items()
             if math.isfinite(value)
@@ -216,7 +217,7 @@ def front(search: Search) -> Chart:
         | {"data": vega.data(labelled)},
     ]
     note = "Red: the Pareto front, with numbers of trials. Grey: the other finished trials."
-    title = f"{named(x_metric)} and {named(y_metric).lower()}"
+    title = f"{named(x_metric)} and {spoken(y_metric)}"
     chart: Chart = {"layer": layers, "width": 330, "height": 240}
     return vega.finished(chart, title, note + beyond(search, [x_metric, y_metric]), 400)
 
