@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import sys
 from xml.etree import ElementTree
 
 import numpy as np
@@ -136,6 +137,13 @@ def test_importance_of_few_trials_is_not_told():
     few = trials.take_apart(*search(7, failed=()))
     text = told(few, importances(few))
     assert "No importance of hyperparameters for validation accuracy: that takes 8" in text
+
+
+def test_without_optuna_a_report_says_how_to_have_the_importance(halved, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert "that takes Optuna: pip install 'fmnist_lab[search]'" in told(
+        halved, importances(halved)
+    )
 
 
 def test_findings_tell_the_cost_the_best_and_the_finals_beside_it(asha, halved):

@@ -201,7 +201,7 @@ def front(search: Search) -> Chart:
     rest = [each for each in records if not each["is_front"]]
     # Between two trials of the front lies what the one that is worse in the other objective beats.
     labelled: Records = []
-    for each in best:
+    for each in [*best[:1], *best[-1:], *best[1:-1]]:  # The ends tell the most.
         if all(_apart(each, other, x_domain, y_domain) for other in labelled):
             labelled.append(each)
     step = {"interpolate": "step-before" if x_way == MAXIMIZE else "step-after", "color": RED}
