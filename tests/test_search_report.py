@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import sys
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,7 +22,8 @@ from fmnist_lab.studies import search as reports
 from fmnist_lab.studies.importance import importances
 from fmnist_lab.studies.search_marks import round_numbers
 
-BOTH = {VALIDATED: "maximize", "accuracy/gap": "minimize"}
+GAP = "accuracy/gap_validation"
+BOTH = {VALIDATED: "maximize", GAP: "minimize"}
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,7 @@ def test_the_front_has_the_trials_that_no_other_beats(plain):
     runs, curves, facts = plain
     found = trials.take_apart(runs, curves, facts)
     points = {
-        int(row["trial"]): (-row[VALIDATED], row["accuracy/gap"])
+        int(row["trial"]): (-row[VALIDATED], row[GAP])
         for row in runs.to_dict("records")
         if row["status"] == "FINISHED"
     }
@@ -135,6 +137,13 @@ def test_importance_of_few_trials_is_not_told():
     few = trials.take_apart(*search(7, failed=()))
     text = told(few, importances(few))
     assert "No importance of hyperparameters for validation accuracy: that takes 8" in text
+
+
+def test_without_optuna_a_report_says_how_to_have_the_importance(halved, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert "that takes Optuna: pip install 'fmnist_lab[search]'" in told(
+        halved, importances(halved)
+    )
 
 
 def test_findings_tell_the_cost_the_best_and_the_finals_beside_it(asha, halved):
