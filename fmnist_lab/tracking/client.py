@@ -8,10 +8,12 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_lab import compat
 from fmnist_lab.errors import UserError
+from fmnist_lab.system.process import variables_kept
 from fmnist_lab.tracking.failures import translated
 
 if TYPE_CHECKING:
@@ -147,3 +149,21 @@ def quiet_mlflow() -> Any:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     return mlflow
+
+
+def download(uri: str, folder: str) -> Path:
+    """Download an artifact, a file or a folder, without MLflow's progress bar.
+
+    Args:
+        uri: The artifact, as MLflow names it.
+        folder: Takes it.
+
+    Returns:
+        The path of the copy.
+    """
+    import mlflow.artifacts
+
+    with variables_kept("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"):
+        # MLflow draws it wherever tqdm is installed, on the standard error output.
+        os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))
