@@ -330,6 +330,12 @@ def test_a_command_that_cannot_be_a_search_is_refused(door, words, said):
     assert said in door.error(*SEARCH, *words)
 
 
+def test_an_interval_without_a_search_is_refused_with_the_way_to_one(door):
+    said = door.error("-m", SPLIT, DROPOUT)
+    assert said.startswith("model.dropout: received interval(0,0.5), which has no end of values")
+    assert "add hydra/sweeper=optuna" in said
+
+
 def test_optuna_that_is_missing_is_named_with_its_extra(door, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert "pip install 'fmnist_lab[search]'" in door.error(*SEARCH, SPLIT, DROPOUT)
