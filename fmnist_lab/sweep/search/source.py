@@ -83,6 +83,10 @@ class SearchSource:
         self.seeds, self.final_words = seeds, final_words
         self.busy: dict[int, float] = {}
         self._lost: Counter[int] = Counter()
+        # Nothing is chosen by how the winner does, so that it may be trained again.
+        failed = [number for number, reason in self.trials.finals.items() if reason]
+        for number in failed:
+            del self.trials.finals[number]
         # A job that ran when an earlier command was killed goes on first.
         self._again = self.trials.open()
         self._began = time.monotonic() - self.trials.seconds
