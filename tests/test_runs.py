@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from composing import composed
+from searched import COMMAND as SEARCHED
+from searched import VALIDATED, WINNER, keep, search
 
 from fmnist_lab import compat, config, tracking
 from fmnist_lab.benchmark.simulation import multiply
@@ -219,6 +221,49 @@ def test_what_cannot_be_found_is_one_line(say, words, told):
     assert said.startswith("error: ")
     assert told in said
     assert said.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def kept(made):
+    """A search in an experiment of its own: its parent's id, its runs, its facts."""
+    runs, curves, facts = search(9, (1, 3), finals=2)
+    place = made.store.open("searches")
+    return keep(made.client, place, runs, curves, facts), runs, facts
+
+
+def test_list_shows_a_search_as_one_line_with_the_validation_accuracy_of_its_best(say, kept):
+    parent, runs, facts = kept
+    lines = say("list", "--experiment", "searches").splitlines()
+    (line,) = (line for line in lines if parent in line)
+    assert f"{runs.at[facts['best'], VALIDATED]:.4f}" in line
+    assert not any(f"t{number} " in line for number in range(9) for line in lines)
+    assert any("its best trial, which looks better than it is" in line for line in lines)
+
+
+def test_a_report_on_a_search_is_of_its_trials_and_its_winner(say, kept, tmp_path):
+    parent, runs, facts = kept
+    said = say("report", parent, "--output", "out", "--title", "Mine")
+    assert "9 trials: 3 FINISHED, 5 PAUSED, 1 FAILED." in said
+    assert f"{runs.at[facts['best'], VALIDATED]:.4f} in trial {facts['best']}, with" in said
+    assert "Trained 2 times on all training images" in said
+    assert f"  {WINNER}\n" in said
+    text = (tmp_path / "out/report.md").read_text()
+    assert text.startswith("# Mine")
+    assert SEARCHED in text
+    written = pd.read_csv(tmp_path / "out/trials.csv")
+    assert written[VALIDATED].equals(runs[runs["role"] == "trial"][VALIDATED])
+    assert (tmp_path / "out/parallel_coordinates.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["epochs and widths"], "received the search search with 1 more, expected a search by"),
+        (["--axes", "model.dropout", "optimizer"], "--axes: received model.dropout, optimizer"),
+    ],
+)
+def test_a_search_is_reported_by_itself(say, kept, more, told):
+    assert told in say("report", kept[0], *more, code=2)
 
 
 def test_curves_of_a_resumed_run_hold_each_epoch_once(made):

@@ -55,11 +55,12 @@ def _importance(
 ) -> Importance:
     """Compute the importance from the trials whose values are finite.
 
-    It is fANOVA's (Hutter, Hoos, Leyton-Brown 2014, "An efficient approach for assessing
+    It is that of fANOVA (Hutter, Hoos, Leyton-Brown 2014, "An efficient approach for assessing
     hyperparameter importance", ICML): the share of each parameter alone in the variance of a random
     forest's prediction.
     """
-    kept = trials[values.map(math.isfinite)]
+    scaled = [each.key for each in search.parameters if not each.levels]
+    kept = trials[values.map(math.isfinite) & trials[scaled].notna().all(axis="columns")]
     known = values[kept.index]
     count = len(kept)
     varied = [each for each in search.parameters if len(set(kept[each.key])) > 1]

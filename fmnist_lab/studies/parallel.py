@@ -22,7 +22,7 @@ from fmnist_lab.studies.trials import MAXIMIZE, Parameter, Search
 from fmnist_lab.studies.vega import INK, RED, Chart, Records
 
 AXIS_WIDTH, AXIS_HEIGHT = 104, 230
-NAME_LETTERS = 15  # In a line of the name of an axis.
+NAME_LETTERS, TICK_LETTERS = 15, 16  # In a line of the name of an axis, and at a tick.
 
 
 def parallel(search: Search) -> Chart:
@@ -147,9 +147,14 @@ def _ticks(parameter: Parameter) -> list[tuple[float, str]]:
     """Return places from 0 to 1 and labels of an axis of parallel coordinates."""
     if parameter.levels:
         labels = vega.labels(parameter.levels, parameter.key)
-        return [(parameter.place(level), labels[level]) for level in parameter.levels]
+        return [(parameter.place(level), _short(labels[level])) for level in parameter.levels]
     values = round_numbers(parameter.low, parameter.high, parameter.is_log)
     return [(parameter.place(value), shown(value)) for value in values]
+
+
+def _short(label: str) -> str:
+    """Cut the middle out of a label that would reach the axis before."""
+    return label if len(label) <= TICK_LETTERS else f"{label[:9]}…{label[-6:]}"
 
 
 def _share(value: float, domain: tuple[float, float], direction: str) -> float:

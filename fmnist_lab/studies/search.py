@@ -27,7 +27,7 @@ from fmnist_lab.studies.search_findings import (
     trials_table,
     values_text,
 )
-from fmnist_lab.studies.search_marks import named
+from fmnist_lab.studies.search_marks import named, spoken
 from fmnist_lab.studies.trials import Search, facts_of, take_apart
 from fmnist_lab.studies.writing import Figure, Table, csv, drawn, keep, page, section
 from fmnist_lab.texts import counted
@@ -110,9 +110,9 @@ def terminal(
     """
     search = take_apart(runs, curves, facts)
     best = Screen(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("trial", "state", "epochs", *map(named, search.objectives)):
+    for heading in ("trial", "state", "epochs", *map(spoken, search.objectives)):
         # One below the other are the words of a heading, which are wider than any value.
-        words = Text(heading.lower().replace(" ", "\n"))
+        words = Text(heading.replace(" ", "\n"))
         best.add_column(words, justify="left" if heading == "state" else "right", no_wrap=True)
     best.add_column("with", overflow="fold", ratio=1)
     for row in ranked(search)[:BEST_ON_SCREEN]:
@@ -175,7 +175,7 @@ def _screen(table: Table) -> Screen:
 def _figures(search: Search, found: Sequence[Importance]) -> list[Figure]:
     from fmnist_lab.studies import parallel, search_charts
 
-    metrics = " and ".join(named(metric).lower() for metric in search.objectives)
+    metrics = " and ".join(spoken(metric) for metric in search.objectives)
     first = named(search.objective)
     figures = []
     if len(search.objectives) > 1 and search.front:

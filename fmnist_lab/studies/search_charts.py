@@ -25,6 +25,7 @@ from fmnist_lab.studies.search_marks import (
     parameter_axis,
     points,
     points_note,
+    spoken,
     trial_tip,
     within,
 )
@@ -83,7 +84,7 @@ def importance(found: Sequence[Importance]) -> Chart:
         order = [record["name"] for record in records]
         y = vega.field("name", "ordinal", title=None, scale={"domain": order})
         y["axis"] = {"ticks": False, "domain": False}
-        x = vega.field("share", title=f"Share of the variation of {named(each.metric).lower()}")
+        x = vega.field("share", title=f"Share of the variation of {spoken(each.metric)}")
         x |= {"scale": {"domain": [0, 1]}, "axis": {"tickCount": 5}}
         bars = vega.mark("bar", x=x, y=y, description=vega.TIP, style={"color": BLUE, "height": 11})
         text = vega.field("text", "nominal")
@@ -106,6 +107,7 @@ def slices(search: Search) -> Chart:
     records = points(search, metric, domain)
     rows = search.trials.set_index("trial")
     panels = []
+    columns = {1: 1, 2: 2, 4: 2}.get(len(search.parameters), 3)
     for place, parameter in enumerate(search.parameters):
         x = parameter_axis(parameter)
         labels = vega.labels(parameter.levels, parameter.key)
@@ -115,12 +117,12 @@ def slices(search: Search) -> Chart:
             if (value := rows.at[each["trial"], parameter.key]) is not None or labels
         ]
         y = metric_axis(metric, domain)
-        if place % 3:
+        if place % columns:
             y["title"] = None
         panels.append({"layer": marks(search, own, x, y), "width": 170, "height": 150})
-    chart = {"concat": panels, "columns": 3}
+    chart = {"concat": panels, "columns": columns}
     title = f"{named(metric)} by hyperparameter"
-    return vega.finished(chart, title, points_note(search, [metric]), 220 * min(len(panels), 3))
+    return vega.finished(chart, title, points_note(search, [metric]), 220 * columns)
 
 
 def curves(search: Search) -> Chart:
@@ -138,7 +140,7 @@ def curves(search: Search) -> Chart:
                 "epoch": int(epoch),
                 "value": within(value, domain, direction)[0],
                 "kind": kind,
-                "tip": f"trial {trial}, epoch {epoch}\n{named(metric).lower()} {number(value)}",
+                "tip": f"trial {trial}, epoch {epoch}\n{spoken(metric)} {number(value)}",
             }
             for epoch, value in values.dropna().items()
             if math.isfinite(value)
@@ -160,7 +162,9 @@ def curves(search: Search) -> Chart:
             for part, mark in ((own, line), (list(last.values()), ends))
         ]
     note = f"Red: trial {search.best}, the best. " if search.best is not None else ""
-    note += "Blue: finished trials. Grey: the others, as far as they came."
+    note += "Blue: finished trials."
+    if any(each["kind"] == "rest" for each in records):
+        note += " Grey: the others, as far as they came."
     if rungs:
         note += " Dashed: rungs."
     title = f"{named(metric)} of the trials against epoch"
@@ -197,7 +201,7 @@ def front(search: Search) -> Chart:
     rest = [each for each in records if not each["is_front"]]
     # Between two trials of the front lies what the one that is worse in the other objective beats.
     labelled: Records = []
-    for each in best:
+    for each in [*best[:1], *best[-1:], *best[1:-1]]:  # The ends tell the most.
         if all(_apart(each, other, x_domain, y_domain) for other in labelled):
             labelled.append(each)
     step = {"interpolate": "step-before" if x_way == MAXIMIZE else "step-after", "color": RED}
@@ -213,7 +217,7 @@ def front(search: Search) -> Chart:
         | {"data": vega.data(labelled)},
     ]
     note = "Red: the Pareto front, with numbers of trials. Grey: the other finished trials."
-    title = f"{named(x_metric)} and {named(y_metric).lower()}"
+    title = f"{named(x_metric)} and {spoken(y_metric)}"
     chart: Chart = {"layer": layers, "width": 330, "height": 240}
     return vega.finished(chart, title, note + beyond(search, [x_metric, y_metric]), 400)
 

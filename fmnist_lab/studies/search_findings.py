@@ -9,7 +9,7 @@ from typing import Any
 
 from fmnist_lab.studies.frames import VALIDATED, listed, mean_text, number, shown
 from fmnist_lab.studies.importance import Importance
-from fmnist_lab.studies.search_marks import named
+from fmnist_lab.studies.search_marks import spoken
 from fmnist_lab.studies.trials import MAXIMIZE, Parameter, Search
 from fmnist_lab.studies.writing import Table
 from fmnist_lab.texts import counted, duration, line
@@ -80,12 +80,12 @@ def values_text(search: Search, trial: int) -> str:
 def _best(search: Search) -> list[str]:
     metric, direction = search.objective, search.objectives[search.objective]
     if search.best is None:
-        return [f"No trial has finished yet, so there is no best {named(metric).lower()}."]
+        return [f"No trial has finished yet, so there is no best {spoken(metric)}."]
     value = number(search.row(search.best)[metric])
     over = int((search.trials["status"] == "FINISHED").sum())
     word = "highest" if direction == MAXIMIZE else "lowest"
     told = [
-        f"{word.capitalize()} {named(metric).lower()}: {value} in trial {search.best}, with "
+        f"{word.capitalize()} {spoken(metric)}: {value} in trial {search.best}, with "
         f"{values_text(search, search.best)}."
     ]
     if over > 1:
@@ -116,7 +116,7 @@ def _front(search: Search) -> list[str]:
         known = {trial: search.row(trial)[metric] for trial in search.front}
         best = (max if direction == MAXIMIZE else min)(known, key=known.__getitem__)
         word = "highest" if direction == MAXIMIZE else "lowest"
-        ends.append(f"trial {best} has the {word} {named(metric).lower()}, {number(known[best])}")
+        ends.append(f"trial {best} has the {word} {spoken(metric)} ({number(known[best])})")
     others = len(search.trials[search.trials["status"] == "FINISHED"]) - len(search.front)
     told = [
         f"{counted(len(search.front), 'trial')} of {others + len(search.front)} finished ones make "
@@ -131,7 +131,7 @@ def _front(search: Search) -> list[str]:
 def _importance(search: Search, importances: Sequence[Importance]) -> list[str]:
     told = []
     for each in importances:
-        metric = named(each.metric).lower()
+        metric = spoken(each.metric)
         if not each.shares:
             told.append(f"No importance of hyperparameters for {metric}: {each.reason}.")
             continue
@@ -173,7 +173,11 @@ def _finals(search: Search) -> list[str]:
         f"Trained {many} on all training images, with fresh seeds, the winner has a test accuracy "
         f"of {mean_text(tested.mean, tested.high - tested.mean)}"
     )
-    told += " (± half the 95 % interval of the mean, Student's t)" if tested.count > 1 else ""
+    told += (
+        " (± half the 95 % interval of the mean over the seeds, Student's t)"
+        if tested.count > 1
+        else ""
+    )
     missing = len(finals) - tested.count
     lost = f" {counted(missing, 'final')} did not finish." if missing else ""
     validated = math.nan if search.best is None else search.row(search.best)[VALIDATED]
@@ -205,7 +209,7 @@ def ranked(search: Search) -> list[dict[Any, Any]]:
 
 def trials_table(search: Search, rows: Sequence[Mapping[Any, Any]], title: str) -> Table:
     """Return trials as a reader sees them, a column for each hyperparameter."""
-    headings = ["trial", "state", "epochs", *(named(each).lower() for each in search.objectives)]
+    headings = ["trial", "state", "epochs", *(spoken(each) for each in search.objectives)]
     headings += [each.name for each in search.parameters]
     cells = [
         [
@@ -222,7 +226,7 @@ def rungs_table(search: Search) -> Table:
     """Return how many trials came to each rung, and what each rung cost."""
     has_seconds = any(math.isfinite(rung.seconds) for rung in search.rungs)
     headings = ["epochs", "trials", "paused", "promoted", "epochs spent"]
-    headings += ["time of workers"] * has_seconds + [f"best {named(search.objective).lower()}"]
+    headings += ["time of workers"] * has_seconds + [f"best {spoken(search.objective)}"]
     cells = [
         [
             *map(str, (rung.epochs, rung.trials, rung.paused)),
@@ -241,7 +245,7 @@ def finals_table(search: Search) -> Table:
     metrics = [
         each for each in ("accuracy/test", "accuracy/gap", "loss/test") if each in search.finals
     ]
-    headings = ["run", "state", "seed", *(named(metric).lower() for metric in metrics)]
+    headings = ["run", "state", "seed", *(spoken(metric) for metric in metrics)]
     cells = [
         [
             *(str(row["name"]), str(row["status"]), shown(row.get("seed"))),

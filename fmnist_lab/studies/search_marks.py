@@ -18,16 +18,22 @@ from fmnist_lab.texts import counted
 # Points beyond Tukey's fence would leave no room for the others; they are drawn at the edge.
 FENCE = 1.5
 DECADES = (1.0, 2.0, 5.0)
+NAMES = METRICS | {"accuracy/gap_validation": "Validation accuracy gap"}
 
 
 def named(metric: str) -> str:
-    """Return what a metric is called: "Validation accuracy"."""
-    return METRICS.get(metric, metric)
+    """Return what a metric is called, as a title: "Validation accuracy"."""
+    return NAMES.get(metric, metric)
+
+
+def spoken(metric: str) -> str:
+    """Return what a metric is called within a sentence: "validation accuracy"."""
+    return NAMES[metric].lower() if metric in NAMES else metric
 
 
 def objectives_text(search: Search) -> str:
     """Return the common name of the objectives: "Validation accuracy and accuracy gap"."""
-    return listed([named(metric).lower() for metric in search.objectives]).capitalize()
+    return vega.capital(listed([spoken(metric) for metric in search.objectives]))
 
 
 def points(search: Search, metric: str, domain: tuple[float, float]) -> Records:
@@ -115,10 +121,10 @@ def beyond(search: Search, metrics: Iterable[str]) -> str:
 
 
 def points_note(search: Search, metrics: Iterable[str]) -> str:
-    """Return what the points of `_marks` mean."""
-    states = set(search.trials["status"])
+    """Return what the points of `marks` mean."""
+    known = search.trials[search.trials[search.objective].map(math.isfinite)]
     parts = ["Filled: finished."]
-    if others := [each.lower() for each in ("PAUSED", "RUNNING") if each in states]:
+    if others := sorted({state.lower() for state in known["status"]} - {"finished"}):
         parts.append(f"Hollow: {listed(others)}.")
     if search.front:
         one = len(search.objectives) == 1
@@ -134,7 +140,7 @@ def trial_tip(search: Search, row: Mapping[str, Any]) -> str:
     values = {each.key: row[each.key] for each in search.parameters}
     names = {each.key: each.name for each in search.parameters}
     results = [
-        f"{named(metric).lower()} {number(row[metric])}"
+        f"{spoken(metric)} {number(row[metric])}"
         for metric in search.objectives
         if math.isfinite(row[metric])
     ]
@@ -154,7 +160,12 @@ def parameter_axis(parameter: Parameter) -> Chart:
     if parameter.levels:
         labels = list(vega.labels(parameter.levels, parameter.key).values())
         is_upright = max(map(len, labels)) * 6 * len(labels) > 170
-        axis: Chart = {"labelAngle": -90 if is_upright else 0, "labelPadding": 7, "ticks": False}
+        axis: Chart = {
+            "labelAngle": -90 if is_upright else 0,
+            "labelPadding": 7,
+            "labelLimit": 110,
+            "ticks": False,
+        }
         return vega.field("x", "ordinal", title=title, scale={"domain": labels}, axis=axis)
     scale: Chart = {"type": "log" if parameter.is_log else "linear", "nice": False, "zero": False}
     scale |= {"domain": [parameter.low, parameter.high], "padding": 6}

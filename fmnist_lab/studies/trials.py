@@ -206,8 +206,8 @@ def take_apart(runs: pd.DataFrame, curves: pd.DataFrame, facts: Mapping[str, Any
             trials[number] = trial
     if not trials:
         raise UserError(
-            f"none of the {len(runs)} runs of the search is a trial, so there is nothing to report;"
-            " repeat its command with resume=true"
+            f"none of the search's {counted(len(runs), 'run')} is a trial, so there is nothing to "
+            "report; repeat its command with resume=true"
         )
     table = pd.DataFrame([trials[number] for number in sorted(trials)])
     if not table[list(objectives)].map(math.isfinite).all(axis="columns").any():
@@ -230,15 +230,16 @@ def take_apart(runs: pd.DataFrame, curves: pd.DataFrame, facts: Mapping[str, Any
 
 
 def _nothing(trials: pd.DataFrame, objectives: Sequence[str]) -> str:
-    reasons = [
-        f"trial {row['trial']} {row['status']}"
-        + (f": {line(row['failure'], 200)}" if row["failure"] else "")
-        for row in trials[:3].to_dict("records")
-    ]
+    reasons = dict.fromkeys(
+        f"{row['status']}: {line(row['failure'], 300) or 'no reason recorded'}"
+        for row in trials.to_dict("records")
+        if row["status"] not in ("RUNNING", "PAUSED")
+    )
+    why = "; ".join(list(reasons)[:3])
+    mend = f": {why}. Mend that and repeat the command with resume=true" if why else ""
     return (
         f"none of {counted(len(trials), 'trial')} has a finite {' and '.join(objectives)} yet, so "
-        f"there is nothing to report: {'; '.join(reasons)}. Mend that and repeat the command with "
-        "resume=true"
+        f"there is nothing to report{mend}"
     )
 
 
@@ -277,9 +278,9 @@ def _trial(
         last: The last epoch of its curve; None if it has none.
     """
     try:
-        chosen = json.loads(run.get("trial_values") or "{}")
+        chosen = dict(json.loads(run.get("trial_values") or "{}"))
     except (ValueError, TypeError, RecursionError):
-        chosen = {}
+        chosen = {}  # Another tool has changed the tag; params tell the values as well.
     status = state(str(run["status"]))
     if last is None:
         known = value_of(run.get(EPOCHS)) if status == "FINISHED" else 0

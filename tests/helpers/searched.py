@@ -103,6 +103,7 @@ def _curves(values, generator, epochs):
         VALIDATED: accuracy,
         "loss/validation": 1.1 - 0.85 * accuracy,
         "accuracy/gap": gap + 0.01,
+        "accuracy/gap_validation": gap + 0.008,
     }
 
 
@@ -117,3 +118,28 @@ def _run(number, name, status, values, curves, done):
         **{key: str(value) for key, value in values.items()},
         **last,
     }
+
+
+def keep(client, experiment, runs, curves, facts):
+    """Put a search into a store, as the sweeper does, and return the id of its parent run."""
+    from mlflow.entities import Metric, Param
+
+    best = runs[runs["trial"] == str(facts["best"])][VALIDATED].iloc[0]
+    tags = {"job": "sweep", "search.facts": json.dumps(facts), "sweep.command": COMMAND}
+    parent = client.create_run(experiment, run_name="search", tags=tags).info.run_id
+    client.log_metric(parent, "sweep/best_mean/accuracy_validation", best)
+    for row in runs.to_dict("records"):
+        tags = {"job": "train", "role": row["role"], "trial.number": row["trial"]}
+        tags |= {f"sweep.{parent}": f"{row['job_number']:05d}", "mlflow.parentRunId": parent}
+        if isinstance(row["trial_values"], str):
+            tags["trial.values"] = row["trial_values"]
+        run = client.create_run(experiment, run_name=row["name"], tags=tags).info.run_id
+        mine = curves[curves["run_id"] == row["run_id"]].itertuples(index=False)
+        metrics = [Metric(metric, value, 0, int(epoch)) for _, epoch, metric, value in mine]
+        if row["role"] == "final":
+            metrics.append(Metric("accuracy/test", row["accuracy/test"], 0, 1))
+        params = [Param(key, str(row[key])) for key in (*SPACE, "seed")]
+        client.log_batch(run, metrics=metrics, params=params)
+        client.set_terminated(run, row["status"])
+    client.set_terminated(parent, "FINISHED")
+    return parent
