@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Telemetry would call out, and a printed URL is http://…/#/experiments/… without its UI running.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+# Bars of MLflow's would interrupt our own lines.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # The default, 7 retries with growing pauses, keeps a client waiting for four minutes; we have
 # retries of our own.

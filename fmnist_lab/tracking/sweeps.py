@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from fmnist_lab.tracking.client import client_of
 from fmnist_lab.tracking.events import Status
 from fmnist_lab.tracking.failures import asks, translated
 from fmnist_lab.tracking.files import ABOVE, settle, sync_store
+from fmnist_lab.tracking.reading import read_file
 from fmnist_lab.tracking.store import Store, experiment_name, surrounding_run
 
 if TYPE_CHECKING:
@@ -176,19 +177,14 @@ class SweepRun:
         for run in (mine or running)[:1]:
             if log.exists() and log.stat().st_size:
                 if run.info.start_time < began:
-                    self._prepend_earlier(client, run.info.run_id, log)
+                    # The job has had an earlier part, whose log would be replaced.
+                    with suppress(UserError):
+                        earlier = read_file(self.store, run.info.run_id, log.name)
+                        log.write_bytes(earlier + log.read_bytes())
                 client.log_artifact(run.info.run_id, str(log))
                 if place := durable.local_path(run.info.artifact_uri):
                     durable.sync_tree(place, ABOVE)
         log.unlink(missing_ok=True)
-
-    @staticmethod
-    def _prepend_earlier(client: Any, run_id: str, log: Path) -> None:
-        """Put what an earlier part of a job has printed before what this part has."""
-        if any(file.path == log.name for file in client.list_artifacts(run_id)):
-            with tempfile.TemporaryDirectory() as folder:
-                earlier = Path(client.download_artifacts(run_id, log.name, folder)).read_bytes()
-            log.write_bytes(earlier + log.read_bytes())
 
     @asks
     def end_members(self, status: str, failure: str = "") -> None:

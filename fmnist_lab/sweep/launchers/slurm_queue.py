@@ -82,7 +82,7 @@ def check(options: SlurmOptions) -> None:
 
 def idle(options: SlurmOptions) -> int:
     """Return how many jobs the idle processors of the partition, or of the cluster, can do."""
-    words = ["sinfo", "--noheader", "--Node", "--format=%n|%C|%T"]
+    words = ["sinfo", "--noheader", "--Node", "--format=%N|%C|%T"]
     if options.partition:
         words.append(f"--partition={options.partition}")
     # A node of several partitions has a line for each. %C: allocated/idle/other/all
