@@ -140,6 +140,7 @@ class Search:
             "pareto": self.source.front(),
             "winner_command": self.winner_command() if best else "",
             "seconds": round(trials.seconds, 1),
+            "workers": self.source.workers,
             "rung_seconds": [round(trials.took[rung], 1) for rung in self.source.rungs],
         }
 
