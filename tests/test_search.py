@@ -224,6 +224,18 @@ def test_a_trial_that_ends_by_itself_is_finished(tmp_path):
     assert source.best().number == 2
 
 
+def test_a_training_of_the_winner_that_failed_is_done_again(tmp_path):
+    search = Searched(tmp_path, n_trials=3, pruning="none")
+    usual = search.do
+    search.do = lambda number, words: (
+        {"failure": "the disk is full"} if number >= FINALS else usual(number, words)
+    )
+    assert list(search.run().trials.finals.values()) == ["the disk is full"] * 2
+    search.do = usual
+    assert list(search.run().trials.finals.values()) == ["", ""]
+    assert len([number for number, _ in search.given if number < FINALS]) == 3
+
+
 def test_a_grid_has_each_point_once_and_then_ends(tmp_path):
     search = Searched(tmp_path, space=LIST, sampler="grid", n_trials=None, pruning="none", finals=0)
     search.measure = lambda words, epochs: float(words["model.hidden_units"])
@@ -328,6 +340,12 @@ SPLIT = "data.validation_fraction=0.1"
 )
 def test_a_command_that_cannot_be_a_search_is_refused(door, words, said):
     assert said in door.error(*SEARCH, *words)
+
+
+def test_an_interval_without_a_search_is_refused_with_the_way_to_one(door):
+    said = door.error("-m", SPLIT, DROPOUT)
+    assert said.startswith("model.dropout: received interval(0,0.5), which has no end of values")
+    assert "add hydra/sweeper=optuna" in said
 
 
 def test_optuna_that_is_missing_is_named_with_its_extra(door, monkeypatch):

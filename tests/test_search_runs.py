@@ -20,8 +20,8 @@ WORDS = (
     "data.test_limit=500",
     "data.validation_fraction=0.2",
     "trainer.epochs=9",
-    "hydra.sweeper.n_trials=9",
-    "hydra.sweeper.finals=2",
+    "hydra.sweeper.n_trials=6",
+    "hydra.sweeper.finals=1",
 )
 
 
@@ -63,7 +63,9 @@ class Kept:
 def search(doors: Doors, tmp_path_factory):
     """A search on one worker that nothing disturbs."""
     folder = tmp_path_factory.mktemp("search")
-    return folder, doors("run", folder, *WORDS)
+    process = doors.start("run", folder, *WORDS)
+    process.wait(600)
+    return folder, process
 
 
 @pytest.mark.slow
@@ -73,10 +75,10 @@ def test_a_search_is_a_parent_with_paused_and_finished_trials_and_finals(doors, 
     kept = Kept(folder)
     assert kept.parent.info.status == "FINISHED"
     states = kept.states()
-    assert states["final", "FINISHED"] == 2
+    assert states["final", "FINISHED"] == 1
     assert states["trial", "FINISHED"] >= 1
-    assert states["trial", "SCHEDULED"] + states["trial", "FINISHED"] == 9
-    assert sum(states.values()) == 11
+    assert states["trial", "SCHEDULED"] + states["trial", "FINISHED"] == 6
+    assert sum(states.values()) == 7
     assert {"report.html", "best.yaml", "trials.csv", "rungs.csv"} <= kept.files
     best = kept.facts["best"]
     (winner,) = [
@@ -85,7 +87,7 @@ def test_a_search_is_a_parent_with_paused_and_finished_trials_and_finals(doors, 
         if run.data.tags["role"] == "trial" and int(run.data.tags["trial.number"]) == best
     ]
     finals = [run for run in kept.children if run.data.tags["role"] == "final"]
-    assert {run.data.params["seed"] for run in finals} == {"1", "2"}
+    assert {run.data.params["seed"] for run in finals} == {"1"}
     for run in finals:
         assert run.data.tags["trial.values"] == winner.data.tags["trial.values"]
         assert run.data.params["data.validation_fraction"] == "0.0"
@@ -105,10 +107,10 @@ def test_a_search_is_a_parent_with_paused_and_finished_trials_and_finals(doors, 
 def test_a_search_killed_at_five_moments_ends_as_if_it_were_not(doors: Doors, search, tmp_path):
     expected = Kept(search[0])
     words = WORDS
-    for lines in (1, 5, 9, 14, 20):
+    for lines in (1, 4, 8, 13, 18):
         process = doors.start("run", tmp_path, *words)
         log = tmp_path / "mlruns" / "hydra"
-        end = time.monotonic() + 240
+        end = time.monotonic() + 600
         while sum(file.read_bytes().count(b"\n") for file in log.glob("*/*.jsonl")) < lines:
             assert process.running, process.err
             assert time.monotonic() < end
@@ -118,8 +120,8 @@ def test_a_search_killed_at_five_moments_ends_as_if_it_were_not(doors: Doors, se
         process.kill(signal.SIGKILL)
         process.wait()
         words = (*WORDS, "resume=true")
-    process = doors("run", tmp_path, *words)
-    assert (process.code, process.err) == (0, "")
+    process = doors.start("run", tmp_path, *words)
+    assert (process.wait(600), process.err) == (0, "")
     found = Kept(tmp_path)
     assert found.events() == expected.events()
     assert found.trials() == expected.trials()
@@ -136,8 +138,8 @@ def test_side_by_side_a_killed_search_loses_no_trial(doors: Doors, tmp_path):
     words = (*WORDS, "hydra/launcher=local_cores", "hydra.launcher.workers=2")
     process = doors.start("run", tmp_path, *words)
     log = tmp_path / "mlruns" / "hydra"
-    end = time.monotonic() + 240
-    while sum(file.read_bytes().count(b"\n") for file in log.glob("*/*.jsonl")) < 7:
+    end = time.monotonic() + 600
+    while sum(file.read_bytes().count(b"\n") for file in log.glob("*/*.jsonl")) < 5:
         assert process.running, process.err
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -145,13 +147,13 @@ def test_side_by_side_a_killed_search_loses_no_trial(doors: Doors, tmp_path):
         os.kill(each, signal.SIGKILL)
     process.wait()
     before = Kept(tmp_path)
-    process = doors("run", tmp_path, *words, "resume=true")
-    assert (process.code, process.err) == (0, "")
+    process = doors.start("run", tmp_path, *words, "resume=true")
+    assert (process.wait(600), process.err) == (0, "")
     kept = Kept(tmp_path)
     assert kept.parent.info.run_id == before.parent.info.run_id
-    assert sorted(kept.trials()) == list(range(9))
+    assert sorted(kept.trials()) == list(range(6))
     states = kept.states()
-    assert states["final", "FINISHED"] == 2
+    assert states["final", "FINISHED"] == 1
     assert set(states) <= {
         ("final", "FINISHED"),
         ("trial", "FINISHED"),
@@ -166,8 +168,8 @@ def test_ctrl_c_leaves_no_trial_running_and_the_paused_ones_paused(doors: Doors,
     words = (*WORDS, "hydra/launcher=local_cores", "hydra.launcher.workers=2")
     process = doors.start("run", tmp_path, *words)
     log = tmp_path / "mlruns" / "hydra"
-    end = time.monotonic() + 240
-    while sum(file.read_bytes().count(b"\n") for file in log.glob("*/*.jsonl")) < 7:
+    end = time.monotonic() + 600
+    while sum(file.read_bytes().count(b"\n") for file in log.glob("*/*.jsonl")) < 5:
         assert process.running, process.err
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -313,6 +313,9 @@ class SweepDriver:
         self.screen.update(running, len(self.done), failed, min(share, 1.0))
 
     def _progress(self) -> list[Progress]:
+        if self.run and self.search:
+            # It hears of each end itself, and asks only for what runs.
+            return self.run.progress(round(1000 * time.time()))
         if self.run:
             last = max((job.ended for job in self.done.values()), default=1000 * self.began)
             # The store may hear of an earlier end later, and other machines have other clocks.

@@ -115,6 +115,13 @@ def plan(config: DictConfig) -> Plan:
     loader = GlobalHydra.instance().config_loader()
     overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
     swept = {each.get_key_element(): each for each in overrides if each.is_sweep_override()}
+    for key, each in swept.items():
+        if known and each.is_interval_sweep():
+            raise UserError(
+                f"{key}: received {str(each.input_line).partition('=')[2]}, which has no end of "
+                "values, expected a list or a range; or search it: add hydra/sweeper=optuna "
+                "hydra.sweeper.n_trials=30"
+            )
     axes = {key: str(each.input_line).partition("=")[2] for key, each in swept.items()}
     together = [keys for keys in pairs.groups(overrides) if len(keys) > 1]
     jobs = pairs.jobs(overrides) if known else []

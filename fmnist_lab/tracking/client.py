@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 # Telemetry would call out, and a printed URL is http://…/#/experiments/… without its UI running.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # The default, 7 retries with growing pauses, keeps a client waiting for four minutes; we have
 # retries of our own.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")

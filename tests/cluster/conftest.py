@@ -7,7 +7,7 @@ from doors import Doors
 from mlflow import MlflowClient
 
 from . import servers
-from .sweeps import TWELVE, Swept
+from .sweeps import SEARCH, TWELVE, Swept
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +36,15 @@ def baseline(doors: Doors, tmp_path_factory) -> dict[str, dict[str, float]]:
     swept = Swept(MlflowClient(f"sqlite:///{folder}/mlflow.db"), "fmnist_lab")
     assert swept.states() == [(number, "FINISHED") for number in range(12)]
     return swept.figures()
+
+
+@pytest.fixture(scope="session")
+def searched(doors: Doors, tmp_path_factory) -> Swept:
+    """The search of six trials, one after the other in one process of ours."""
+    folder = tmp_path_factory.mktemp("searched")
+    done = doors("run", folder, "-m", *SEARCH, "trainer.threads=1")
+    assert done.code == 0, done.err
+    swept = Swept(MlflowClient(f"sqlite:///{folder}/mlflow.db"), "fmnist_lab")
+    expected = {("trial", "SCHEDULED"), ("trial", "FINISHED"), ("final", "FINISHED")}
+    assert swept.kinds() == expected
+    return swept

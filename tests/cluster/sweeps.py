@@ -58,6 +58,18 @@ JobLauncher.launch = launch
 sys.argv[0] = "run"
 run.main()
 """
+# Random values depend on nothing but a trial's number, whatever the others have come to.
+SEARCH = (
+    "hydra/sweeper=optuna",
+    "hydra.sweeper.sampler=random",
+    "hydra.sweeper.n_trials=6",
+    "hydra.sweeper.finals=1",
+    "optimizer.learning_rate=tag(log,interval(1e-4,1e-1))",
+    "model.hidden_units=int(interval(16,64))",
+    "data.validation_fraction=0.2",
+    "trainer.epochs=3",
+    *LIMITS,
+)
 
 
 class Swept:
@@ -81,6 +93,18 @@ class Swept:
 
     def states(self) -> list[tuple[int, str]]:
         return [(self.number(child), child.info.status) for child in self.children]
+
+    def kinds(self) -> set[tuple[str, str]]:
+        """Return the roles in a search, each with the states in which there are runs of it."""
+        return {(child.data.tags["role"], child.info.status) for child in self.children}
+
+    def trials(self) -> dict[int, str]:
+        """Return the values of each trial of a search."""
+        return {
+            int(child.data.tags["trial.number"]): child.data.tags["trial.values"]
+            for child in self.children
+            if child.data.tags["role"] == "trial"
+        }
 
     def tags(self, name: str) -> Counter[str]:
         return Counter(child.data.tags.get(name, "") for child in self.children)

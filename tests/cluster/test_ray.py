@@ -10,7 +10,7 @@ from doors import Doors, Process
 
 from .ray_nodes import Ray, ray_cluster
 from .servers import wait_for
-from .sweeps import IN_TWO_PARTS, LIMITS, LONG, TWELVE, TWO, Swept
+from .sweeps import IN_TWO_PARTS, LIMITS, LONG, SEARCH, TWELVE, TWO, Swept
 
 pytestmark = pytest.mark.cluster
 
@@ -56,6 +56,15 @@ def test_jobs_in_two_parts_are_the_same_on_two_nodes(doors: Doors, cluster, base
     assert swept.states() == [(number, "FINISHED") for number in range(2)]
     figures = swept.figures()
     assert figures == {each: baseline[each] for each in figures}
+
+
+def test_a_search_ends_as_at_home_on_two_nodes(doors: Doors, cluster, searched, tmp_path):
+    done = run(doors, cluster, tmp_path, *ON_RAY, *SEARCH, "tracking.experiment=ray-search")
+    assert done.code == 0, done.err
+    swept = Swept(cluster.client, "ray-search")
+    assert swept.parent.info.status == "FINISHED"
+    assert swept.kinds() == searched.kinds()
+    assert swept.trials() == searched.trials()
 
 
 def test_a_killed_worker_costs_its_job_a_moment(doors: Doors, cluster, tmp_path):

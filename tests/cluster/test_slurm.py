@@ -13,7 +13,7 @@ from fmnist_lab.sweep.launchers.slurm import SlurmOptions
 
 from .servers import wait_for
 from .slurm import Slurm, slurm
-from .sweeps import IN_TWO_PARTS, LIMITS, LONG, TWELVE, TWO, Swept
+from .sweeps import IN_TWO_PARTS, LIMITS, LONG, SEARCH, TWELVE, TWO, Swept
 
 pytestmark = pytest.mark.cluster
 
@@ -73,6 +73,16 @@ def test_jobs_in_two_parts_are_the_same_on_two_nodes(
     assert len(swept.tags("slurm.node")) == 2
     figures = swept.figures()
     assert figures == {each: baseline[each] for each in figures}
+    assert not list(tmp_path.rglob("*.pkl"))
+
+
+def test_a_search_ends_as_at_home_on_two_nodes(doors: Doors, env, client, searched, tmp_path):
+    done = doors.start("run", tmp_path, *ON_SLURM, *SEARCH, "tracking.experiment=search", **env)
+    assert (done.wait(900), done.err) == (0, "")
+    swept = Swept(client, "search")
+    assert swept.parent.info.status == "FINISHED"
+    assert swept.kinds() == searched.kinds()
+    assert swept.trials() == searched.trials()
     assert not list(tmp_path.rglob("*.pkl"))
 
 

@@ -17,6 +17,7 @@ from fmnist_lab import tracking
 from fmnist_lab.config import naming
 from fmnist_lab.config.schema import Config, check_section
 from fmnist_lab.errors import UserError
+from fmnist_lab.sweep.launchers import PLUGINS
 from fmnist_lab.sweep.plan import Plan, hash_of
 from fmnist_lab.sweep.search import options as asked
 from fmnist_lab.sweep.search import space as spaces
@@ -30,7 +31,7 @@ from fmnist_lab.texts import counted, duration
 if TYPE_CHECKING:
     import pandas as pd
 
-SWEEPER = "OptunaSweeper"
+SWEEPER = f"{PLUGINS}.OptunaSweeper"
 STATES = ("finished", "paused", "unfinished", "failed")
 
 
@@ -59,7 +60,7 @@ class Search:
             UserError: The search is refused.
         """
         sweeper = config.hydra.sweeper
-        if not str(sweeper.get("_target_")).endswith(f".{SWEEPER}"):
+        if sweeper.get("_target_") != SWEEPER:
             return None
         try:
             import optuna  # noqa: F401
@@ -139,6 +140,7 @@ class Search:
             "pareto": self.source.front(),
             "winner_command": self.winner_command() if best else "",
             "seconds": round(trials.seconds, 1),
+            "workers": self.source.workers,
             "rung_seconds": [round(trials.took[rung], 1) for rung in self.source.rungs],
         }
 
@@ -272,7 +274,8 @@ class Search:
         assert best is not None
         seed = f"seed={self.config.seed + 1}"
         words = self.space.overrides(best.values, [*self._final_words, seed])
-        return provenance.run_command(words)
+        # The command makes a run that is not there yet.
+        return provenance.run_command([word for word in words if not word.startswith("resume=")])
 
     def tell(self) -> None:
         """Print how many trials have come to which end, and the best, where no run was kept."""

@@ -230,7 +230,13 @@ def check_config(options: SearchOptions, config: Config) -> None:
 def left_out(config: Config) -> Mapping[str, str]:
     """Return the callbacks that cannot be had without held-out images, with what they watch."""
     watched = {
-        name: str(callback.arguments().get("monitor", ""))
+        name: str(callback.arguments().get("monitor", _watched_by_default(callback.target)))
         for name, callback in config.callbacks.items()
     }
     return {name: metric for name, metric in watched.items() if metric.startswith("val_")}
+
+
+def _watched_by_default(target: str) -> str:
+    """Return the metric that a callback watches if it is not told which."""
+    watching = ("EarlyStopping", "ReduceLROnPlateau", "ModelCheckpoint")
+    return "val_loss" if target.rpartition(".")[2] in watching else ""

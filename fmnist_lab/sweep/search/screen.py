@@ -14,7 +14,6 @@ class SearchScreen(SweepScreen):
     """A sweep's screen with the objective in place of figures of the test set."""
 
     noun, last_heading = "trial", "epochs"
-    name_width = 44
 
     def __init__(self, trials: int, began: float, objective: str) -> None:
         """Take the terminal, or the file, that the search was started with.
@@ -26,6 +25,8 @@ class SearchScreen(SweepScreen):
         """
         wide = max(len(objective) + 2, 12)
         super().__init__(trials, began, columns=(Column(objective, objective, wide, ".4f"),))
+        # The name of a trial has all its values; on a wide terminal they stand above each other.
+        self.name_width = max(self.name_width, min(44, self.console.width - wide - 40))
 
     def trial(
         self,

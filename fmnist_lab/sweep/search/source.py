@@ -49,6 +49,7 @@ class SearchSource:
     Attributes:
         width: The most jobs that can be useful at once.
         busy: When each job that runs was given out, by its number.
+        workers: The most jobs that have run at once in this command.
     """
 
     def __init__(
@@ -82,7 +83,12 @@ class SearchSource:
         self.width = None if self.most is None else max(self.most, options.finals, 1)
         self.seeds, self.final_words = seeds, final_words
         self.busy: dict[int, float] = {}
+        self.workers = 0
         self._lost: Counter[int] = Counter()
+        # Nothing is chosen by how the winner does, so that it may be trained again.
+        failed = [number for number, reason in self.trials.finals.items() if reason]
+        for number in failed:
+            del self.trials.finals[number]
         # A job that ran when an earlier command was killed goes on first.
         self._again = self.trials.open()
         self._began = time.monotonic() - self.trials.seconds
@@ -137,6 +143,7 @@ class SearchSource:
                 self.listener.finals_begin(self.trials.all[trial_of(number)])
             self._write("final", number)
         self.busy[number] = time.monotonic()
+        self.workers = max(self.workers, len(self.busy))
         return number, self._overrides(number)
 
     def exhausted(self) -> bool:

@@ -111,7 +111,7 @@ class Trials:
         finals: The end of each training of a winner, by job number: None while it runs, then why it
             has failed, or "".
         order: The jobs that were given out, the latest last.
-        seconds: The time that was spent until the latest line of the log.
+        seconds: The time that was spent until the latest line of the log about a trial.
         took: The seconds of workers that trials have spent on the way to each rung.
     """
 
@@ -124,7 +124,8 @@ class Trials:
     def apply(self, event: Mapping[str, Any]) -> None:
         """Take an event in, as `TrialLog` has written it."""
         kind, number = event["event"], int(event["number"])
-        self.seconds = float(event["seconds"])
+        if number < FINALS:
+            self.seconds = float(event["seconds"])
         if "took" in event:
             self.took[int(event["epoch"])] += event["took"]
         if kind == "trial":
@@ -151,7 +152,7 @@ class Trials:
         return list(dict.fromkeys(going))
 
     def _is_open(self, number: int) -> bool:
-        return self.finals[number] is None if number >= FINALS else self.all[number].runs
+        return self.finals.get(number, "") is None if number >= FINALS else self.all[number].runs
 
     def scores(self, epochs: int, signs: Sequence[int]) -> dict[int, float]:
         """Return the first objective of all trials after so many epochs; more is better.
