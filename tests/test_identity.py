@@ -1,4 +1,7 @@
-"""A config has the hashes that commit 59861f2 gave it, by which older stores find their runs."""
+"""A config has the hashes that commit 59861f2 gave it, by which older stores find their runs.
+
+The last rows have keys that are younger, and the hashes that they had at first.
+"""
 
 import shlex
 from collections.abc import Iterator
@@ -37,6 +40,10 @@ e7d41f370281456a cd910655a9d160ce experiment=tutorial trainer.threads=1
 b317ef97a93a4ac9 None             trainer.epochs=7 trainer.evaluate_every=2 trainer.precision=bfloat16 seed=3
 425b15fd92c76628 None             job=evaluate model_uri=runs:/1/model
 5ec27f9b8de853d0 1588638e0903e9e0 debug=smoke
+5006f6a25eba65cd 7f77557787d80145 data.label_noise=0.2 data.noise_seed=1
+31a4a223e1056fc5 d996e62d64534682 data.random_labels=true
+1f22f69881ff0374 9297536a4cf509dc data.train_limit=1000 data.split_seed=0 data.exclude=[3,5]
+b05962c4421f66f2 430701298842ebcd experiment=double_descent
 """  # noqa: E501
 # An optimizer of a user's own file, with its learning rate alone.
 OPTIMIZERS = {

@@ -101,6 +101,14 @@ def test_a_config_that_was_damaged_is_refused(text, reason):
     assert reason in refusal(text)
 
 
+def test_a_config_from_a_store_has_no_other_file_read():
+    kept = values()
+    kept["data"]["exclude"] = "/etc/hostname"
+    assert "names a file as data.exclude, expected what was in it" in refusal(kept)
+    kept["data"]["exclude"] = [3, 5]
+    assert rebuilt(kept).data.exclude == [3, 5]
+
+
 def test_a_config_of_another_version_is_refused():
     said = refusal(values() | {"later": 1})
     assert "does not fit this version of fmnist_lab: later: unknown key" in said

@@ -15,6 +15,7 @@ from fmnist_lab.errors import UserError
 
 MAX_BYTES = 2**26  # Far above a line for each image of any data set that we can load.
 PARTS = {"exclude": "train", "exclude_test": "test"}
+KEYS = (*PARTS, "noise_table")
 LIST_MEND = "write one index per line, or a CSV file with a column 'index', and perhaps 'split'"
 TABLE_MEND = "write a CSV file of numbers alone, one line per true class"
 

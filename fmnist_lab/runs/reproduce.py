@@ -15,6 +15,7 @@ from rich.table import Table
 
 from fmnist_lab import config as configs
 from fmnist_lab import tracking
+from fmnist_lab.config import listings
 from fmnist_lab.config.functions import is_built_in
 from fmnist_lab.config.schema import Config
 from fmnist_lab.errors import UserError, reported
@@ -149,6 +150,9 @@ def rebuild(
     if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
         raise UserError(f"{where} is no config of fmnist_lab")
     check_targets(values, allowed, where)
+    for key in listings.KEYS:
+        if isinstance(values["data"].get(key), str):
+            raise UserError(f"{where} names a file as data.{key}, expected what was in it")
     # Nothing from a store decides where to write.
     values["data"]["cache_dir"] = None
     here = {"kind": "local", "uri": store.uri, "experiment": old.experiment}
