@@ -37,6 +37,7 @@ app = App(
     help="Look at a data set itself: near duplicates within and between its training and test "
     "images, and labels that are probably wrong.",
     version_flags=(),
+    default_parameter=Parameter(negative=""),
 )
 CLOSER_THAN, CORRELATION, LESS_LIKELY_THAN = 1.5, 0.995, 0.01
 # The cross-validated models: a perceptron is as good at finding planted errors as two convolutions
@@ -48,17 +49,17 @@ USUAL_FILES = (
     *("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 )
 MOST_CLASSES = 256  # that labels of one byte can have
-Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
+Names = Parameter(consume_multiple=True, show_default=False)
 
 
 @app.default
 def audit(
     *,
     data_dir: Path | None = None,
-    class_names: Words = (),
-    files: Annotated[tuple[str, str, str, str], Parameter(consume_multiple=True)] = USUAL_FILES,
+    class_names: Annotated[tuple[str, ...], Names] = (),
+    files: Annotated[tuple[str, str, str, str], Names] = USUAL_FILES,
     output: Path = Path("audit"),
-    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    overwrite: Annotated[bool, Parameter(show_default=False)] = False,
     closer_than: float = CLOSER_THAN,
     correlation: float = CORRELATION,
     less_likely_than: float = LESS_LIKELY_THAN,
@@ -91,17 +92,16 @@ def audit(
     with reported():
         _check(closer_than, correlation, less_likely_than, folds, seeds)
         from fmnist_lab.studies import audit_files
+        from fmnist_lab.studies.audit import Audit, sentences
 
-        audit_files.prepare(output, overwrite=overwrite)
         dataset = load(data_dir, class_names, files)
         if folds > len(dataset.train_labels):
             raise UserError(
                 f"--folds: received {folds}, expected at most {len(dataset.train_labels)}, the "
                 "training images"
             )
+        audit_files.prepare(output, overwrite=overwrite)
         console = printout()
-        from fmnist_lab.studies.audit import Audit, sentences
-
         pairs = find_pairs(dataset, closer_than, correlation, console)
         labels = find_label_errors(dataset, folds, seeds, console) if seeds else {}
         found = Audit(dataset, *pairs, closer_than, correlation, labels, less_likely_than)
@@ -114,12 +114,9 @@ def audit(
             written = audit_files.write(found, output, title=title, command=provenance.command())
         names = ", ".join(file.name for file in written)
         console.print(f"written to {escape(str(output))}: {escape(names)}", soft_wrap=True)
-        if not data_dir:
-            duplicates = output / "near_duplicates.csv"
-            aligned(
-                console,
-                {"train without them": f"python -m fmnist_lab.run data.exclude={duplicates}"},
-            )
+        if not data_dir and len(found.training_near_test):
+            near = f"data.exclude={output / 'training_near_test.csv'}"
+            aligned(console, {"train without leaked images": f"python -m fmnist_lab.run {near}"})
 
 
 def _check(

@@ -1,10 +1,9 @@
 """Near duplicates in a stack of images: pairs that are close, and pairs that are altered copies.
 
-Both searches compare every image with every other. What makes that affordable is a bound: an
-orthogonal projection shortens no vector less than to 0 and lengthens none, so the distance between
-the projections of two images onto the leading principal components is at most their own distance.
-Blocks of matrix products give the bound for all pairs, and only pairs that it cannot exclude are
-compared in full. `close_pairs` is therefore exact.
+Both searches compare every image with every other. A bound makes that affordable: an orthogonal
+projection lengthens no vector, so the distance between the projections of two images onto the
+leading principal components is at most their own distance. Blocks of matrix products give the bound
+for all pairs; only those that it cannot exclude are compared in full. So `close_pairs` is exact.
 
 `images` are uint8 (n, height, width) or (n, height, width, 3).
 """

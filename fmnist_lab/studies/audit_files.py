@@ -126,7 +126,8 @@ def _sheets(audit: Audit) -> dict[str, bytes]:
 
 
 def _pair_sheet(audit: Audit) -> Figure:
-    from fmnist_lab.figures.contact_sheets import GREY, RED, Line, contact_sheet
+    from fmnist_lab.figures.contact_sheets import Line, contact_sheet
+    from fmnist_lab.figures.style import GREY, RED
 
     pairs = audit.duplicates
     # Pairs of a test and a training image matter most, and all distances are to be seen.
@@ -184,7 +185,8 @@ def _alike(pair: Any) -> str:
 
 
 def _label_sheet(audit: Audit, split: str) -> Figure:
-    from fmnist_lab.figures.contact_sheets import GREY, RED, Line, contact_sheet
+    from fmnist_lab.figures.contact_sheets import Line, contact_sheet
+    from fmnist_lab.figures.style import GREY, RED
 
     names = audit.dataset.class_names
     images = audit.images[SPLITS.index(split)]
