@@ -154,9 +154,12 @@ def _pair_sheet(audit: Audit) -> Figure:
                 Line(label) if same else Line(f"{other} / {label}", RED),
             ]
         )
+    which = f"All {counted(len(pairs), 'pair')}"
+    if len(chosen) < len(pairs):
+        which = f"{len(chosen):,} of {len(pairs):,} pairs, evenly chosen"
     note = (
-        f"{len(chosen):,} of {len(pairs):,} pairs, evenly chosen from the closest to the least "
-        "close, first those of a training and a test image. Below: the images, L2 distance of "
+        f"{which} from the closest to the least close, first those of a training and a test "
+        "image. Below: the images, L2 distance of "
         "pixels / 255 or, for altered copies, how they differ, and the label; red where the labels "
         "differ."
     )
