@@ -257,11 +257,7 @@ def _few(option: str, value: float, expected: str) -> Iterator[None]:
 def _stage(console: Console, name: str) -> Iterator[Report]:
     """Show a stage: a bar on a terminal, and when it is over a line with its time anywhere."""
     began = time.perf_counter()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:

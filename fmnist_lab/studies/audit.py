@@ -219,7 +219,8 @@ def _doubts(audit: Audit, split: str, found: LabelErrors) -> str:
         f"Labels of the {WORDS[split]} images: {suspects:,} of {len(labels):,} "
         f"({suspects / len(labels):.2%}) are suspect, which means that models that have not seen "
         f"the image give its label a probability below {audit.doubt:g}. Their most probable "
-        f"class is another one for {wrong:,} images. Confident learning expects {found.expected:,.0f} label errors{most}. "
+        f"class is another one for {wrong:,} images. Confident learning expects "
+        f"{found.expected:,.0f} label errors{most}. "
         "That counts images of classes that look alike, too, so it is rather too many: judge the "
         "suspect labels by their pictures."
     )
