@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from cyclopts import App, Parameter
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from fmnist_lab import data
 from fmnist_lab.data import idx
@@ -37,6 +37,7 @@ app = App(
     help="Look at a data set itself: near duplicates within and between its training and test "
     "images, and labels that are probably wrong.",
     version_flags=(),
+    default_parameter=Parameter(negative=""),
 )
 CLOSER_THAN, CORRELATION, LESS_LIKELY_THAN = 1.5, 0.995, 0.01
 # The cross-validated models: a perceptron is as good at finding planted errors as two convolutions
@@ -48,17 +49,17 @@ USUAL_FILES = (
     *("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 )
 MOST_CLASSES = 256  # that labels of one byte can have
-Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
+Names = Parameter(consume_multiple=True, show_default=False)
 
 
 @app.default
 def audit(
     *,
     data_dir: Path | None = None,
-    class_names: Words = (),
-    files: Annotated[tuple[str, str, str, str], Parameter(consume_multiple=True)] = USUAL_FILES,
+    class_names: Annotated[tuple[str, ...], Names] = (),
+    files: Annotated[tuple[str, str, str, str], Names] = USUAL_FILES,
     output: Path = Path("audit"),
-    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    overwrite: Annotated[bool, Parameter(show_default=False)] = False,
     closer_than: float = CLOSER_THAN,
     correlation: float = CORRELATION,
     less_likely_than: float = LESS_LIKELY_THAN,
@@ -91,17 +92,16 @@ def audit(
     with reported():
         _check(closer_than, correlation, less_likely_than, folds, seeds)
         from fmnist_lab.studies import audit_files
+        from fmnist_lab.studies.audit import Audit, sentences
 
-        audit_files.prepare(output, overwrite=overwrite)
         dataset = load(data_dir, class_names, files)
         if folds > len(dataset.train_labels):
             raise UserError(
                 f"--folds: received {folds}, expected at most {len(dataset.train_labels)}, the "
                 "training images"
             )
+        audit_files.prepare(output, overwrite=overwrite)
         console = printout()
-        from fmnist_lab.studies.audit import Audit, sentences
-
         pairs = find_pairs(dataset, closer_than, correlation, console)
         labels = find_label_errors(dataset, folds, seeds, console) if seeds else {}
         found = Audit(dataset, *pairs, closer_than, correlation, labels, less_likely_than)
@@ -114,12 +114,9 @@ def audit(
             written = audit_files.write(found, output, title=title, command=provenance.command())
         names = ", ".join(file.name for file in written)
         console.print(f"written to {escape(str(output))}: {escape(names)}", soft_wrap=True)
-        if not data_dir:
-            duplicates = output / "near_duplicates.csv"
-            aligned(
-                console,
-                {"train without them": f"python -m fmnist_lab.run data.exclude={duplicates}"},
-            )
+        if not data_dir and len(found.training_near_test):
+            near = f"data.exclude={output / 'training_near_test.csv'}"
+            aligned(console, {"train without leaked images": f"python -m fmnist_lab.run {near}"})
 
 
 def _check(
@@ -260,11 +257,7 @@ def _few(option: str, value: float, expected: str) -> Iterator[None]:
 def _stage(console: Console, name: str) -> Iterator[Report]:
     """Show a stage: a bar on a terminal, and when it is over a line with its time anywhere."""
     began = time.perf_counter()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:

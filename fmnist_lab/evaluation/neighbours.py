@@ -1,10 +1,9 @@
 """Near duplicates in a stack of images: pairs that are close, and pairs that are altered copies.
 
-Both searches compare every image with every other. What makes that affordable is a bound: an
-orthogonal projection shortens no vector less than to 0 and lengthens none, so the distance between
-the projections of two images onto the leading principal components is at most their own distance.
-Blocks of matrix products give the bound for all pairs, and only pairs that it cannot exclude are
-compared in full. `close_pairs` is therefore exact.
+Both searches compare every image with every other. A bound makes that affordable: an orthogonal
+projection lengthens no vector, so the distance between the projections of two images onto the
+leading principal components is at most their own distance. Blocks of matrix products give the bound
+for all pairs; only those that it cannot exclude are compared in full. So `close_pairs` is exact.
 
 `images` are uint8 (n, height, width) or (n, height, width, 3).
 """
@@ -41,8 +40,9 @@ ROUNDING = 1e-5
 # differ more are not looked at.
 REACH = 0.18
 WHITE = 255  # where a copy that was brightened is cut off
-# White pixels are left out if this share of an image's contrast is in the others.
-SHARED = 0.5
+# White pixels tell nothing of how much brighter an image is, unless the others have less than this
+# share of the contrast.
+SHARED = 0.1
 # Images with less contrast, as L2 distance of pixels / 255 from their mean, have too little on them
 # to be recognised in another brightness.
 LEAST_CONTRAST = 1.0
@@ -128,8 +128,8 @@ def altered_pairs(
     Two images are compared by the correlation coefficient of their pixels, which does not change
     when one is made brighter or stronger in contrast (zero-mean normalised cross-correlation; Lewis
     1995, "Fast normalized cross-correlation", Vision Interface). It is taken where the images
-    overlap after the shift of up to one pixel that suits them best, and leaves out pixels that are
-    white in either, because brightening cuts them off.
+    overlap after the shift of up to one pixel that suits them best. Pixels that brightening would
+    have made more than white are expected to be white.
 
     The candidates are found by the absolute values of the Fourier transforms, which no cyclic shift
     changes: the distance between these is a lower bound of the distance between the images after
@@ -269,28 +269,43 @@ def _overlap(shift: int) -> tuple[slice, slice]:
 def _correlation(
     x: NDArray[np.float32], y: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the correlation coefficients of rows (n, pixels), and the ratios of their contrasts.
+    """Return the correlation coefficients of rows (n, pixels), and how much steeper y is than x.
 
-    Pixels that are white in either row are left out, unless too much would be lost.
+    The line from the darker to the brighter row is fitted to the pixels that are white in neither,
+    unless they have too little contrast. Where it leads beyond white it is cut off, as brightening
+    does; the coefficient is that of the line and the brighter row.
     """
-    used = (x < WHITE) & (y < WHITE)
-    whole = [_moments(x, y, np.ones_like(used)), _moments(x, y, used)]
-    enough = (whole[1][:2] >= SHARED**2 * np.maximum(whole[0][:2], 1)).all(axis=0)
-    xx, yy, xy = np.where(enough, whole[1], whole[0])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.nan_to_num(xy / np.sqrt(xx * yy)), np.sqrt(yy / xx)
+    swapped = x.sum(axis=1) > y.sum(axis=1)
+    darker, brighter = np.where(swapped[:, None], (y, x), (x, y))
+    used = (darker < WHITE) & (brighter < WHITE)
+    whole, part = (_moments(darker, brighter, mask) for mask in (np.ones_like(used), used))
+    mean, other, square, product = np.where(part[2] >= SHARED**2 * whole[2], part, whole)
+    slope = product / np.maximum(square, 1)
+    line = slope[:, None] * (darker - mean[:, None]) + other[:, None]
+    line = line.clip(0, WHITE).astype(np.float32)
+    _, _, square, product = _moments(line, brighter, np.ones_like(used))
+    norms = np.sqrt(square * _moments(brighter, brighter, np.ones_like(used))[2])
+    with np.errstate(divide="ignore"):
+        return product / np.maximum(norms, 1e-6), np.where(swapped, 1 / slope, slope)
 
 
 def _moments(
     x: NDArray[np.float32], y: NDArray[np.float32], used: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Return Σ(x - x̄)², Σ(y - ȳ)² and Σ(x - x̄)(y - ȳ) of the used pixels of rows, (3, n)."""
-    count = np.maximum(used.sum(axis=1, keepdims=True), 1)
-    x, y = (
-        np.where(used, each - np.where(used, each, 0).sum(axis=1, keepdims=True) / count, 0)
-        for each in (x, y)
+    """Return x̄, ȳ, Σ(x - x̄)² and Σ(x - x̄)(y - ȳ) of the used pixels of rows, float64 (4, n)."""
+    count = np.maximum(used.sum(axis=1), 1)
+    means = [np.where(used, each, 0).sum(axis=1, dtype=np.float64) / count for each in (x, y)]
+    apart, other = (
+        np.where(used, each - mean[:, None].astype(np.float32), 0)
+        for each, mean in zip((x, y), means, strict=True)
     )
-    return np.stack([np.einsum("ij,ij->i", *pair) for pair in ((x, x), (y, y), (x, y))])
+    return np.stack(
+        [
+            *means,
+            np.einsum("ij,ij->i", apart, apart),
+            np.einsum("ij,ij->i", apart, other),
+        ]
+    )
 
 
 def _projected(

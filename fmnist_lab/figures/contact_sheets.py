@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fmnist_lab.figures.images import _cells, _draw, _size
-from fmnist_lab.figures.style import GREY, INK, RED, SMALL, letters, sheet, shortened, write
+from fmnist_lab.figures.style import INK, SMALL, letters, sheet, shortened, write
 
 SIDE = 56  # Of an image, in points.
 LINE = 9  # From one line of text to the next, in points.
@@ -66,6 +66,3 @@ def contact_sheet(
             down = y + size[1] + 4 + LINE * row
             write(axes, x, down, shortened(text, room), SMALL, color, va="top")
     return figure
-
-
-__all__ = ["GREY", "INK", "RED", "Line", "contact_sheet"]

@@ -65,8 +65,8 @@ class Audit:
         `split` and `index` are of the image to leave out, so that no pair is left when all rows
         are: of a training and a test image the test image, of two of a split the later one.
         """
-        near = self.close[self.close.distance <= self.closer_than]
-        further = self.altered[self.altered.distance > self.closer_than]
+        near = self.close[self.close.distance < self.closer_than]
+        further = self.altered[self.altered.distance >= self.closer_than]
         parts = [self._frame(pairs) for pairs in (near, further)]
         parts[0]["kind"] = np.where(parts[0]["distance"] == 0, "identical", "close")
         parts[1]["kind"] = "altered"
@@ -175,19 +175,20 @@ def sentences(audit: Audit) -> list[str]:
     )
     for split in SPLITS:
         within = pairs[(pairs["split"] == split) & (pairs["other_split"] == split)]
-        said.append(
-            f"Within the {WORDS[split]} images: {counted(len(within), 'pair')} of near duplicates; "
-            f"leaving out {within['index'].nunique():,} images leaves none. "
-            f"{_labels_differ(within)}"
-        )
+        found = f"{counted(len(within), 'pair')} of near duplicates"
+        if len(within):
+            fewer = counted(within["index"].nunique(), "image")
+            found += f"; leaving out {fewer} leaves none. {_labels_differ(within)}"
+        else:
+            found += "."
+        said.append(f"Within the {WORDS[split]} images: {found}")
     identical = int((pairs["kind"] == "identical").sum())
     said.append(
         "No two images have the same pixels."
         if not identical
-        else f"{counted(identical, 'pair')} have exactly the same pixels."
+        else f"Pairs of images with exactly the same pixels: {identical:,}."
     )
-    for split, found in audit.labels.items():
-        said.append(_doubts(audit, split, found))
+    said += [_doubts(audit, split, doubts) for split, doubts in audit.labels.items()]
     return said
 
 
@@ -217,10 +218,11 @@ def _doubts(audit: Audit, split: str, found: LabelErrors) -> str:
     return (
         f"Labels of the {WORDS[split]} images: {suspects:,} of {len(labels):,} "
         f"({suspects / len(labels):.2%}) are suspect, which means that models that have not seen "
-        f"the image give its label a probability below {audit.doubt:g}; they contradict "
-        f"{wrong:,} labels. Confident learning expects {found.expected:,.0f} label errors{most}. "
-        "That counts images of classes that look alike, too, so that it is rather an upper bound: "
-        "judge the suspect labels by their pictures."
+        f"the image give its label a probability below {audit.doubt:g}. Their most probable "
+        f"class is another one for {wrong:,} images. Confident learning expects "
+        f"{found.expected:,.0f} label errors{most}. "
+        "That counts images of classes that look alike, too, so it is rather too many: judge the "
+        "suspect labels by their pictures."
     )
 
 

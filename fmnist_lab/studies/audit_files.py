@@ -126,7 +126,8 @@ def _sheets(audit: Audit) -> dict[str, bytes]:
 
 
 def _pair_sheet(audit: Audit) -> Figure:
-    from fmnist_lab.figures.contact_sheets import GREY, RED, Line, contact_sheet
+    from fmnist_lab.figures.contact_sheets import Line, contact_sheet
+    from fmnist_lab.figures.style import GREY, RED
 
     pairs = audit.duplicates
     # Pairs of a test and a training image matter most, and all distances are to be seen.
@@ -153,9 +154,12 @@ def _pair_sheet(audit: Audit) -> Figure:
                 Line(label) if same else Line(f"{other} / {label}", RED),
             ]
         )
+    which = f"All {counted(len(pairs), 'pair')}"
+    if len(chosen) < len(pairs):
+        which = f"{len(chosen):,} of {len(pairs):,} pairs, evenly chosen"
     note = (
-        f"{len(chosen):,} of {len(pairs):,} pairs, evenly chosen from the closest to the least "
-        "close, first those of a training and a test image. Below: the images, L2 distance of "
+        f"{which} from the closest to the least close, first those of a training and a test "
+        "image. Below: the images, L2 distance of "
         "pixels / 255 or, for altered copies, how they differ, and the label; red where the labels "
         "differ."
     )
@@ -184,7 +188,8 @@ def _alike(pair: Any) -> str:
 
 
 def _label_sheet(audit: Audit, split: str) -> Figure:
-    from fmnist_lab.figures.contact_sheets import GREY, RED, Line, contact_sheet
+    from fmnist_lab.figures.contact_sheets import Line, contact_sheet
+    from fmnist_lab.figures.style import GREY, RED
 
     names = audit.dataset.class_names
     images = audit.images[SPLITS.index(split)]
