@@ -397,6 +397,7 @@ def test_an_experiment_that_was_deleted_is_named_by_every_door(store, client, sa
         code, said = say(verb, "--store", store.uri, "--experiment", EXPERIMENT)
         assert code == 2
         assert command in one_line(said)
+        assert "(--experiment second for `runs`)" in said
 
 
 # A lock, for real

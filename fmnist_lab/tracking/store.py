@@ -246,10 +246,11 @@ def check_active(store: Store, experiment: Any) -> None:
         UserError: The experiment was deleted.
     """
     if experiment.lifecycle_stage != "active":
+        command = restoring(store, experiment=experiment.experiment_id)
         raise UserError(
             f"tracking.experiment: '{experiment.name}' was deleted from the store {store.uri}; "
-            "choose another name, for example tracking.experiment=second, or restore it with its "
-            f"runs: {restoring(store, experiment=experiment.experiment_id)}"
+            "choose another name, for example tracking.experiment=second (--experiment second for "
+            f"`runs`), or restore it with its runs: {command}"
         )
 
 
