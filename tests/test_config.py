@@ -122,9 +122,9 @@ REFUSED = [
     ("data=null", "data", "null", "one of fashion_mnist"),
     ("hydra/launcher=null", "hydra/launcher", "null", "option"),
     ("~trainer", "trainer", "null", "default"),
-    ("~model", "model", "null", "one of cnn, linear, mlp"),
+    ("~model", "model", "null", "one of cnn, deep_mlp, linear, mlp"),
     ("~seed", "seed", "missing", "seed=VALUE"),
-    ("model={foo:1}", "model", "{foo:1}", "one of cnn, linear, mlp"),
+    ("model={foo:1}", "model", "{foo:1}", "one of cnn, deep_mlp, linear, mlp"),
     ("+callbacks.foo=1", "callbacks.foo", "1", "+callbacks.foo._target_="),
     ("~trainer.epochs", "trainer.epochs", "missing", "trainer.epochs=VALUE"),
     ("trainer={epochs: 0}", "trainer.epochs", "0", EPOCHS),
@@ -618,7 +618,7 @@ def test_identity_counts_every_key_that_is_not_named_here(door):
     assert ignored == {
         *("name", "tracking.kind", "tracking.uri", "tracking.experiment"),
         *("data.dir", "data.cache_dir", "data.download"),
-        *("resume", "dry_run", "checkpoint.every"),
+        *("resume", "dry_run", "pause_after", "checkpoint.every"),
     }
 
 
