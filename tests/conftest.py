@@ -53,6 +53,7 @@ def is_whole_suite(config: pytest.Config) -> bool:
         and option.markexpr == "not slow and not cluster"
         and not (option.keyword or option.collectonly or option.deselect)
         and not (option.lf or option.stepwise)
+        and not getattr(option, "no_cov", False)
     )
 
 

@@ -81,7 +81,7 @@ def test_what_is_no_image_is_refused(images):
         augmented(images.reshape(COUNT, -1), flip=True)
 
 
-@pytest.mark.parametrize("engine", ["xla", "graph"])
+@pytest.mark.parametrize("engine", [pytest.param("xla", marks=pytest.mark.slow), "graph"])
 def test_a_training_sees_the_changed_images(images, engine):
     """Keras' own steps, on images that were changed beforehand by each step's draw."""
     import keras

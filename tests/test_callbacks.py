@@ -126,6 +126,7 @@ def test_an_epochs_logs_hold_what_callbacks_added(backend, engine):
     assert (epoch.logs["f1"], epoch.logs["val_recall"]) == (0, 0.25)
 
 
+@pytest.mark.slow
 def test_figures_of_callbacks_are_kept_with_the_run_across_an_interruption(
     backend, hydra_here, real_data
 ):

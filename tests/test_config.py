@@ -618,7 +618,7 @@ def test_identity_counts_every_key_that_is_not_named_here(door):
     assert ignored == {
         *("name", "tracking.kind", "tracking.uri", "tracking.experiment"),
         *("data.dir", "data.cache_dir", "data.download"),
-        *("resume", "checkpoint.every"),
+        *("resume", "pause_after", "checkpoint.every"),
     }
 
 

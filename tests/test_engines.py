@@ -265,11 +265,18 @@ def test_augmentation_and_other_losses_are_left_to_xla():
 
 # The native engine
 
-# TensorFlow takes a second or two to compile each.
-SLOW_BATCHES = [pytest.param(size, marks=pytest.mark.slow) for size in (1, 32, 500)]
+
+def slow_too(*values: object) -> list:
+    """Values for the slow suite: TensorFlow takes a second or two to compile each."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
-@pytest.mark.parametrize("hidden_units", [(), (1,), (16,), (40, 24), (33, 64, 7), (130,)])
+SLOW_BATCHES = slow_too(1, 32, 500)
+
+
+@pytest.mark.parametrize(
+    "hidden_units", [(), (33, 64, 7), *slow_too((1,), (16,), (40, 24), (130,))]
+)
 @pytest.mark.parametrize("batch_size", [7, *SLOW_BATCHES])
 def test_it_agrees_with_xla_for_any_shape(images, labels, hidden_units, batch_size):
     """Widths and batches that fill its tiles and panels, and such that do not."""
@@ -384,7 +391,7 @@ def test_it_agrees_with_the_graph_for_any_convolutions(
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(9, 7, 1), (9, 7, 3), (2, 40, 1), (16, 31, 1)])
+@pytest.mark.parametrize("shape", [(9, 7, 3), *slow_too((9, 7, 1), (2, 40, 1), (16, 31, 1))])
 def test_convolutions_of_ones_own(labels, shape):
     """Two in a row, kernels of 5, 3 and 1, windows of 2, 3 and 15, channels of colour."""
     import keras

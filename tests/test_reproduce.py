@@ -207,6 +207,7 @@ def test_the_engine_is_that_of_the_run_although_auto_would_choose_another_today(
     assert runs(client)[0].data.tags["engine"] == "graph"
 
 
+@pytest.mark.slow
 def test_an_engine_that_is_not_here_is_told(say, client, monkeypatch):
     from fmnist_lab.training.engines import native
 

@@ -8,10 +8,12 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmnist_lab import compat
 from fmnist_lab.errors import UserError
+from fmnist_lab.system.process import variables_kept
 from fmnist_lab.tracking.failures import translated
 
 if TYPE_CHECKING:
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
 # Telemetry would call out, and a printed URL is http://…/#/experiments/… without its UI running.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# Bars of MLflow's would interrupt our own lines.
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # The default, 7 retries with growing pauses, keeps a client waiting for four minutes; we have
 # retries of our own.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -149,3 +149,21 @@ def quiet_mlflow() -> Any:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     return mlflow
+
+
+def download(uri: str, folder: str) -> Path:
+    """Download an artifact, a file or a folder, without MLflow's progress bar.
+
+    Args:
+        uri: The artifact, as MLflow names it.
+        folder: Takes it.
+
+    Returns:
+        The path of the copy.
+    """
+    import mlflow.artifacts
+
+    with variables_kept("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"):
+        # MLflow draws it wherever tqdm is installed, on the standard error output.
+        os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder))

@@ -18,7 +18,7 @@ from fmnist_lab.errors import UserError
 from fmnist_lab.system import durable
 from fmnist_lab.texts import NAME_LENGTH, line
 from fmnist_lab.tracking import bounds
-from fmnist_lab.tracking.client import check_schema, use
+from fmnist_lab.tracking.client import check_schema, download, use
 from fmnist_lab.tracking.events import Metrics, TrainedModel
 from fmnist_lab.tracking.failures import Kind, kind, reason, refused, translated
 from fmnist_lab.tracking.files import ABOVE, model_damage, models_of, sync_store
@@ -179,7 +179,7 @@ def load_model(
     Raises:
         UserError: There is no such model, or it is no Keras model.
     """
-    import mlflow.artifacts
+    import mlflow.models
 
     use(store)
     if uri.startswith(("runs:", "models:")):
@@ -190,7 +190,7 @@ def load_model(
         if store.database and not store.database.exists() and not Path(uri).exists():
             raise FileNotFoundError(f"there is no store {store.database}")
         with tempfile.TemporaryDirectory() as place:
-            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=place))
+            folder = download(uri, place)
             if torn := model_damage(folder):
                 raise ValueError(
                     f"{torn}, as after a power cut; if a run has made it, the run's command with "

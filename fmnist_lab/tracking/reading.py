@@ -12,7 +12,7 @@ from fmnist_lab.errors import UserError
 from fmnist_lab.system import durable
 from fmnist_lab.texts import line, lines
 from fmnist_lab.tracking import bounds
-from fmnist_lab.tracking.client import client_of
+from fmnist_lab.tracking.client import client_of, download
 from fmnist_lab.tracking.failures import Kind, asks, kind, reason, refused
 from fmnist_lab.tracking.store import Store
 
@@ -83,8 +83,7 @@ def _fetch_at_most(uri: str, file: str, most: int) -> bytes:
     if sizes and sizes[0] > most:
         raise ValueError(f"it has {sizes[0]:,} bytes, expected no more than {most:,}")
     with tempfile.TemporaryDirectory() as folder:
-        path = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=folder)
-        return _read_at_most(Path(path), most)
+        return _read_at_most(download(uri, folder), most)
 
 
 def read_predictions(store: Store, run_id: str) -> tuple[np.ndarray, np.ndarray]:

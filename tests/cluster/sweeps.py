@@ -20,7 +20,7 @@ LONG = (
     "checkpoint.every=1",
 )
 
-FOUR = ("trainer.epochs=3", "model.hidden_units=16,32", "seed=0,1", *LIMITS)  # of `TWELVE`
+TWO = ("trainer.epochs=3", "model.hidden_units=16", "seed=0,1", *LIMITS)  # of `TWELVE`
 # Have the launcher do each job of a sweep in two parts, as a search does.
 IN_TWO_PARTS = """
 import sys

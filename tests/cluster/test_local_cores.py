@@ -4,7 +4,7 @@ import pytest
 from doors import Doors
 from mlflow import MlflowClient
 
-from .sweeps import FOUR, IN_TWO_PARTS, TWELVE, Swept
+from .sweeps import IN_TWO_PARTS, TWELVE, TWO, Swept
 
 pytestmark = pytest.mark.cluster
 
@@ -19,10 +19,10 @@ def test_a_sweep_is_the_same_side_by_side(doors: Doors, baseline, tmp_path):
 
 
 def test_jobs_in_two_parts_are_the_same_side_by_side(doors: Doors, baseline, tmp_path):
-    words = ("-m", "hydra/launcher=local_cores", *FOUR)
+    words = ("-m", "hydra/launcher=local_cores", *TWO)
     done = doors.python(tmp_path, IN_TWO_PARTS, *words)
     assert (done.code, done.err) == (0, "")
     swept = Swept(MlflowClient(f"sqlite:///{tmp_path}/mlflow.db"), "fmnist_lab")
-    assert swept.states() == [(number, "FINISHED") for number in range(4)]
+    assert swept.states() == [(number, "FINISHED") for number in range(2)]
     figures = swept.figures()
     assert figures == {each: baseline[each] for each in figures}

@@ -10,7 +10,7 @@ from doors import Doors, Process
 
 from .ray_nodes import Ray, ray_cluster
 from .servers import wait_for
-from .sweeps import FOUR, IN_TWO_PARTS, LIMITS, LONG, SEARCH, TWELVE, Swept
+from .sweeps import IN_TWO_PARTS, LIMITS, LONG, SEARCH, TWELVE, TWO, Swept
 
 pytestmark = pytest.mark.cluster
 
@@ -48,12 +48,12 @@ def test_a_sweep_is_the_same_on_two_nodes(doors: Doors, cluster, baseline, tmp_p
 
 def test_jobs_in_two_parts_are_the_same_on_two_nodes(doors: Doors, cluster, baseline, tmp_path):
     """As a search has them done: paused, and handed to Ray again as places become free."""
-    words = (*ON_RAY, *FOUR, "tracking.experiment=ray-parts")
+    words = (*ON_RAY, *TWO, "tracking.experiment=ray-parts")
     inside = cluster.inside.enter
     done = doors.python(tmp_path, IN_TWO_PARTS, *words, prefix=inside, **cluster.env)
     assert done.code == 0, done.err
     swept = Swept(cluster.client, "ray-parts")
-    assert swept.states() == [(number, "FINISHED") for number in range(4)]
+    assert swept.states() == [(number, "FINISHED") for number in range(2)]
     figures = swept.figures()
     assert figures == {each: baseline[each] for each in figures}
 

@@ -13,7 +13,7 @@ from fmnist_lab.sweep.launchers.slurm import SlurmOptions
 
 from .servers import wait_for
 from .slurm import Slurm, slurm
-from .sweeps import FOUR, IN_TWO_PARTS, LIMITS, LONG, SEARCH, TWELVE, Swept
+from .sweeps import IN_TWO_PARTS, LIMITS, LONG, SEARCH, TWELVE, TWO, Swept
 
 pytestmark = pytest.mark.cluster
 
@@ -65,11 +65,11 @@ def test_jobs_in_two_parts_are_the_same_on_two_nodes(
         monkeypatch.setenv(name, value)
     options = SlurmOptions.model_construct(partition="main", cpus_per_task=1)
     assert slurm_queue.idle(options) == 2
-    words = (*ON_SLURM, *FOUR, "tracking.experiment=slurm-parts")
+    words = (*ON_SLURM, *TWO, "tracking.experiment=slurm-parts")
     done = doors.python(tmp_path, IN_TWO_PARTS, *words, **env)
     assert (done.code, done.err) == (0, "")
     swept = Swept(client, "slurm-parts")
-    assert swept.states() == [(number, "FINISHED") for number in range(4)]
+    assert swept.states() == [(number, "FINISHED") for number in range(2)]
     assert len(swept.tags("slurm.node")) == 2
     figures = swept.figures()
     assert figures == {each: baseline[each] for each in figures}

@@ -9,6 +9,7 @@ import pickle
 import tempfile
 import time
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -85,14 +86,11 @@ class JobList:
     def __init__(self, jobs: Mapping[int, list[str]]) -> None:
         self.width: int | None = len(jobs)
         self.results: dict[int, JobReturn] = {}
-        self._left = iter(list(jobs.items()))
-        self._count = len(jobs)
+        self._left = deque(jobs.items())
 
     def next(self) -> tuple[int, list[str]] | None:
         """Return the next job, in the order of the list."""
-        given = next(self._left, None)
-        self._count -= given is not None
-        return given
+        return self._left.popleft() if self._left else None
 
     def over(self, number: int, result: JobReturn) -> None:
         """Keep a result."""
@@ -100,7 +98,7 @@ class JobList:
 
     def exhausted(self) -> bool:
         """Return whether all jobs were given out."""
-        return not self._count
+        return not self._left
 
 
 @dataclass(frozen=True)
@@ -252,7 +250,8 @@ class JobLauncher(ABC):
         """Return how many jobs to have queued or running on a cluster at once.
 
         A cluster's own queue gets the whole of a list, whose order nothing can change any more. Of
-        other sources it gets no more than it can run, because a later answer is a better one.
+        other sources it gets no more than it can run, because a source that is asked later knows
+        more.
 
         Args:
             source: The jobs.
