@@ -183,8 +183,8 @@ def _alike(pair: Any) -> str:
     ):
         if pixels:
             ways.append(on if pixels > 0 else back)
-    moved = f"1 px {' and '.join(ways)}, " if ways else ""
-    return f"{moved}{pair.contrast:.2f} times the contrast"
+    moved = f"{' '.join(ways)} 1 px, " if ways else ""
+    return f"{moved}contrast {pair.contrast:.2f}"
 
 
 def _label_sheet(audit: Audit, split: str) -> Figure:
