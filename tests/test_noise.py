@@ -247,7 +247,7 @@ def test_the_metrics_tell_the_labels_that_are_trained_on_from_the_true_ones(fold
     assert [found[f"mislabelled/{name}"] for name in MEASURED] == [0, 1, 0]
     # Without noise there are the metrics that there were.
     plain = outputs.metrics(learnt_by_heart, loaded(folder, validation_fraction=0.25))
-    parts = ("test", "train", "gap", "validation")
+    parts = ("test", "train", "gap", "validation", "gap_validation")
     assert plain.keys() == {f"{name}/{part}" for name in ("accuracy", "loss") for part in parts}
 
 

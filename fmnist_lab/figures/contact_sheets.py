@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from fmnist_lab.figures.images import _cells, _draw, _size
+from fmnist_lab.figures.images import cells_of, draw_images, scaled_size
 from fmnist_lab.figures.style import INK, SMALL, letters, sheet, shortened, write
 
 SIDE = 56  # Of an image, in points.
@@ -53,13 +53,13 @@ def contact_sheet(
         )
     stack = np.stack(groups)
     beside = stack.shape[1]
-    size = _size(stack.shape[2:], SIDE)
+    size = scaled_size(stack.shape[2:], SIDE)
     wide = beside * max(size[0], SIDE if beside == 1 else 0)
     cell = (max(wide, 1.5 * SIDE) + 14, size[1] + LINE * len(lines[0]) + 14)
-    cells, extent = _cells(len(groups), columns, cell)
+    cells, extent = cells_of(len(groups), columns, cell)
     figure, axes = sheet(*extent, title, note)
     places = [(x + at * size[0], y) for x, y in cells for at in range(beside)]
-    _draw(axes, places, size, stack.reshape(-1, *stack.shape[2:]))
+    draw_images(axes, places, size, stack.reshape(-1, *stack.shape[2:]))
     room = letters(cell[0] - 8, SMALL)
     for (x, y), texts in zip(cells, lines, strict=True):
         for row, (text, color) in enumerate(texts):

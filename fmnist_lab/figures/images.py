@@ -47,7 +47,7 @@ def first_image(image: NDArray[np.uint8], class_name: str) -> Figure:
         class_name: The name of its class.
     """
     _check(image[None], [0], [class_name])
-    width, height = _size(image.shape, 196)
+    width, height = scaled_size(image.shape, 196)
     note = f"{image.shape[0]} by {image.shape[1]} raw pixels, before rescaling."
     tall = max(height, 84)
     margins = (8, 4, 8 if image.ndim == 3 else 60, 4)
@@ -88,11 +88,11 @@ def image_grid(
     _check(images, labels, class_names)
     count = min(len(images), rows * columns)
     red = np.zeros(count, bool) if wrong is None else wrong[:count]
-    size = _size(images.shape[1:], SIDE)
-    cells, extent = _cells(count, columns, (max(size[0], SIDE) + 10, size[1] + 20))
+    size = scaled_size(images.shape[1:], SIDE)
+    cells, extent = cells_of(count, columns, (max(size[0], SIDE) + 10, size[1] + 20))
     note = "Red: labels that were made wrong." if red.any() else ""
     figure, axes = sheet(*extent, "Training images and their classes", note)
-    _draw(axes, cells, size, images)
+    draw_images(axes, cells, size, images)
     for (x, y), label, is_wrong in zip(cells, labels, red, strict=False):
         name = shortened(class_names[label], letters(max(size[0], SIDE) + 10))
         write(axes, x, y + size[1] + 3, name, color=RED if is_wrong else INK, va="top")
@@ -114,7 +114,7 @@ def single_prediction(
         The figure, captioned `predicted class, its probability, (true class)`.
     """
     _check(image[None], [label], class_names, probabilities[None])
-    size = _size(image.shape, 140)
+    size = scaled_size(image.shape, 140)
     pitch = min(max(size[1] / len(class_names), 11), 24)
     tall = pitch * len(class_names)
     names = [shortened(name, 24) for name in class_names]
@@ -123,7 +123,7 @@ def single_prediction(
     figure, axes = sheet(start + long + 28, max(size[1], tall) + 18, title)
     caption, color = _caption(probabilities, label, class_names, letters(start + long + 28))
     write(axes, 0, 2, caption, color=color, va="top")
-    _draw(axes, [(0, 18)], size, image[None])
+    draw_images(axes, [(0, 18)], size, image[None])
     top = 18 + max(size[1] - tall, 0) / 2
     colors, bars = _bar_colors(probabilities, label), []
     for row, (name, value, color) in enumerate(zip(names, probabilities, colors, strict=True)):
@@ -158,19 +158,19 @@ def prediction_grid(
     """
     _check(images, labels, class_names, probabilities)
     count = min(len(images), rows * columns)
-    size = _size(images.shape[1:], SIDE)
+    size = scaled_size(images.shape[1:], SIDE)
     pitch = max(8.6, 72 / len(class_names))
     chart = pitch * len(class_names)
     names = [shortened(name, 16) for name in class_names]
     wide = size[0] + 6 + chart
-    cells, (across, down) = _cells(count, columns, (wide + 14, size[1] + 28))
+    cells, (across, down) = cells_of(count, columns, (wide + 14, size[1] + 28))
     below = max(map(len, names)) * 0.62 * SMALL
     note = (
         "Above each image: predicted class, its probability and (true class). Beside it: the "
         "probability of each class, up to 100%, blue for the true class, red for a wrong one."
     )
     figure, axes = sheet(across, down - 10 + below, "Predictions", note)
-    _draw(axes, [(x, y + 14) for x, y in cells], size, images)
+    draw_images(axes, [(x, y + 14) for x, y in cells], size, images)
     bars, frames, colors = [], [], []
     for index, ((x, y), values) in enumerate(zip(cells, probabilities, strict=False)):
         caption, color = _caption(values, labels[index], class_names, letters(wide))
@@ -214,12 +214,12 @@ def confident_mistakes(
         figure, axes = sheet(200, 14, title)
         write(axes, 0, 2, "None: every prediction is right.", TEXT, GREY, va="top")
         return figure
-    size = _size(images.shape[1:], SIDE)
+    size = scaled_size(images.shape[1:], SIDE)
     wide = max(size[0], 1.3 * SIDE)
-    cells, extent = _cells(count, columns, (wide + 10, size[1] + 30))
+    cells, extent = cells_of(count, columns, (wide + 10, size[1] + 30))
     note = "Red: predicted class and its probability. Blue: the true class."
     figure, axes = sheet(*extent, title, note)
-    _draw(axes, cells, size, images)
+    draw_images(axes, cells, size, images)
     for (x, y), row, label in zip(cells, probabilities, labels, strict=False):
         place = int(row.argmax())
         name = shortened(class_names[place], letters(wide + 8) - 5)
@@ -229,22 +229,42 @@ def confident_mistakes(
     return figure
 
 
-def _size(shape: tuple[int, ...], side: int) -> Point:
-    """Return an image's width and height in points, its longer side `side` or little less."""
+def scaled_size(shape: tuple[int, ...], side: int) -> Point:
+    """Return an image's width and height in points.
+
+    Args:
+        shape: Its (height, width), perhaps with more behind, in pixels.
+        side: Its longer side in points; it becomes that or little less, so that pixels stay alike.
+    """
     pixels, longest = side * DPI // 72, max(shape[:2])
     factor = pixels // longest if longest <= pixels else pixels / longest
     return shape[1] * factor * 72 / DPI, shape[0] * factor * 72 / DPI
 
 
-def _cells(count: int, columns: int, cell: Point) -> tuple[list[Point], Point]:
-    """Return the top left corners of cells, row by row, and the extent of them all."""
+def cells_of(count: int, columns: int, cell: Point) -> tuple[list[Point], Point]:
+    """Return the top left corners of cells, row by row, and the extent of them all.
+
+    Args:
+        count: Number of cells.
+        columns: Cells in a row, at most.
+        cell: Width and height of a cell, in points.
+    """
     columns = max(min(columns, count), 1)
     places = [(index % columns * cell[0], index // columns * cell[1]) for index in range(count)]
     return places, (columns * cell[0], max(-(-count // columns), 1) * cell[1])
 
 
-def _draw(axes: Axes, places: Sequence[Point], size: Point, images: NDArray[np.uint8]) -> None:
-    """Draw images, grey ones dark on white, with their top left corners at the places."""
+def draw_images(
+    axes: Axes, places: Sequence[Point], size: Point, images: NDArray[np.uint8]
+) -> None:
+    """Draw images, grey ones dark on white.
+
+    Args:
+        axes: Where to.
+        places: The top left corner of each image, in points.
+        size: Width and height of an image, in points.
+        images: uint8 (n, height, width) or (n, height, width, 3).
+    """
     frames = [(x, y, x + size[0], y + size[1]) for x, y in places]
     shrunk = images.shape[2] > size[0] * DPI / 72 + 0.5
     # An artist for every image draws three times faster than one mosaic of them all, as only their

@@ -92,6 +92,10 @@ def _mlp(
     return count.end(classes)
 
 
+def _deep_mlp(count: _Count, classes: int, width: int = 128, depth: int = 2, **rest: Any) -> Size:
+    return _mlp(count, classes, [width] * depth, **rest)
+
+
 def _cnn(
     count: _Count,
     classes: int,
@@ -152,6 +156,7 @@ def _wide_resnet(count: _Count, classes: int, depth: int = 28, width: int = 10, 
 COUNTED: dict[str, Callable[..., Size]] = {
     "linear": lambda count, classes, **_: count.end(classes),
     "mlp": _mlp,
+    "deep_mlp": _deep_mlp,
     "cnn": _cnn,
     "resnet": _resnet,
     "wide_resnet": _wide_resnet,

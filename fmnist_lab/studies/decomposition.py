@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fmnist_lab.errors import UserError
 from fmnist_lab.evaluation.variance import IMAGE, Component, components
 from fmnist_lab.studies.beyond import GAP, TESTED, Correct, Predictions, correct_of
-from fmnist_lab.studies.frames import grouped, ordered, short_names, shown
+from fmnist_lab.studies.frames import SEEDS, grouped, ordered, short_names, shown
 from fmnist_lab.studies.summary import Study
 
 METRICS = (TESTED, GAP)
@@ -70,7 +70,8 @@ def _check(study: Study, factors: Sequence[str]) -> None:
     used = study.used
     if unknown := [name for name in factors if name not in used]:
         raise UserError(f"--by: received {unknown[0]}, which no run has")
-    others = [name for name in study.parameters if name not in factors]
+    drawn = [name for name in SEEDS if name in used and len(ordered(used[name])) > 1]
+    others = [name for name in (*study.parameters, *drawn) if name not in factors]
     if others:
         values = ", ".join(f"{others[0]}={shown(value)}" for value in ordered(used[others[0]]))
         raise UserError(
