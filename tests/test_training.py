@@ -12,6 +12,11 @@ COMPILED = ["xla", "graph"]
 ENGINES = ["native", *COMPILED]
 
 
+def slow_too(*values: object) -> list:
+    """Values for the slow suite: TensorFlow takes seconds to compile each."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _started(backend):
     """TensorFlow runs from here on; importing it before would cost every test run its start."""
@@ -130,8 +135,8 @@ ALIKE = ("Adadelta", "Adagrad", "Adamax", "Lion", "Nadam", "RMSprop")
 @pytest.mark.parametrize(
     "optimizer",
     [
-        *({"class": name} for name in ("Adafactor", "Ftrl", "Lamb")),
-        *(pytest.param({"class": name}, marks=pytest.mark.slow) for name in ALIKE),
+        {"class": "Adafactor"},
+        *slow_too(*({"class": name} for name in ("Ftrl", "Lamb", *ALIKE))),
         # Of two kinds of weight decay.
         {"class": "Muon", "weight_decay": 0.1, "adam_weight_decay": 0.3},
         {"class": "Adam", "amsgrad": True},
@@ -252,12 +257,16 @@ def test_losses_that_layers_add_are_summed_as_by_fit(images, labels):
     ("optimizer", "engine"),
     [
         *((name, "native") for name in OPTIMIZERS if name != "clipped"),
-        *((name, "xla") for name in ("adam", "nesterov", "clipped")),
+        ("adam", "xla"),
+        ("clipped", "xla"),
+        ("adam", "graph"),
         *(
-            pytest.param(name, "xla", marks=pytest.mark.slow)
-            for name in ("adamw", "sgd", "momentum")
+            pytest.param(name, engine, marks=pytest.mark.slow)
+            for name, engine in (
+                *((name, "xla") for name in ("adamw", "sgd", "momentum", "nesterov")),
+                ("nesterov", "graph"),
+            )
         ),
-        *((name, "graph") for name in ("adam", "nesterov")),
     ],
 )
 def test_it_is_fit_for_the_dense_model(images, labels, optimizer, engine):
@@ -289,7 +298,7 @@ def test_it_is_fit_for_a_convolutional_model_with_batch_normalization(images, la
     assert [epoch.loss for epoch in epochs] == pytest.approx([loss for loss, _ in expected], 1e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "nesterov", "adam"])
+@pytest.mark.parametrize("optimizer", ["adam", *slow_too("sgd", "nesterov")])
 @pytest.mark.parametrize("engine", ["native", "graph"])
 def test_it_is_fit_for_a_convolutional_model(images, labels, optimizer, engine):
     """Adam with a larger epsilon: the real one makes steps of nothing but rounding."""
@@ -401,7 +410,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(images, labels):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("batch_size", [1, 32, 1000])
+@pytest.mark.parametrize("batch_size", [32, *slow_too(1, 1000)])
 def test_every_image_counts_once(images, labels, batch_size, engine):
     """With a rate too small to change a weight, the epoch's mean is the model's own loss."""
     from fmnist_lab.training import engines
@@ -472,7 +481,7 @@ def test_the_same_seed_gives_the_same_bits(images, labels, engine):
     assert same_bits(first, second)
 
 
-@pytest.mark.parametrize("make", [mlp, cnn])
+@pytest.mark.parametrize("make", [mlp, *slow_too(cnn)])
 def test_models_that_share_a_program_share_nothing_else(images, labels, make):
     """Dropout's generator, averages of a normalization, an optimizer's moments: all their own."""
     adam = OPTIMIZERS["adam"]
@@ -545,7 +554,7 @@ def test_the_callers_arrays_are_left_alone(images, labels):
     assert np.array_equal(frozen[1], before[1])
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64])
+@pytest.mark.parametrize("dtype", [np.int64, *slow_too(np.uint8, np.int32)])
 def test_labels_may_be_any_integers(images, labels, dtype):
     model, expected = mlp(), mlp()
     run(model, images, labels.astype(dtype), epochs=1)
@@ -603,7 +612,7 @@ def counted(request):
     return make, Counting
 
 
-@pytest.mark.parametrize("engine", COMPILED)
+@pytest.mark.parametrize("engine", ["xla", *slow_too("graph")])
 def test_an_architecture_is_traced_once_for_all_seeds_and_rates(images, labels, engine, counted):
     from fmnist_lab import schedules
     from fmnist_lab.training import engines
@@ -643,7 +652,7 @@ def test_compiling_ahead_leaves_nothing_to_compile_and_trains_nothing(images, la
     assert same_bits(model, expected)
 
 
-@pytest.mark.parametrize("engine", COMPILED)
+@pytest.mark.parametrize("engine", ["graph", *slow_too("xla")])
 def test_compiling_parses_no_source(images, labels, engine, monkeypatch):
     """Python 3.11 cannot in two threads at once, and a job imports while it compiles."""
     import ast
@@ -932,7 +941,7 @@ def test_images_and_labels_that_do_not_fit_are_refused(images, labels, change, s
         run(mlp(), *change(images, labels), engine=engine)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["native", *slow_too(*COMPILED)])
 @pytest.mark.parametrize(
     "change",
     [
@@ -987,7 +996,7 @@ def beyond_xla(which: str):
     )
 
 
-@pytest.mark.parametrize("which", ["forward", "gradient"])
+@pytest.mark.parametrize("which", ["gradient", *slow_too("forward")])
 def test_a_model_that_xla_cannot_compile_is_trained_by_graph(images, labels, monkeypatch, which):
     from fmnist_lab.training import engines, runtime
 
