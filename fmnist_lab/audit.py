@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from fmnist_lab import data
+from fmnist_lab.config.overrides import quoted
 from fmnist_lab.data import idx
 from fmnist_lab.errors import UserError, reported
 from fmnist_lab.system import process, provenance
@@ -115,7 +118,10 @@ def audit(
         names = ", ".join(file.name for file in written)
         console.print(f"written to {escape(str(output))}: {escape(names)}", soft_wrap=True)
         if not data_dir and len(found.training_near_test):
-            near = f"data.exclude={output / 'training_near_test.csv'}"
+            listed = str(output / "training_near_test.csv")
+            if not re.fullmatch(r"[\w./-]+", listed):
+                listed = quoted(listed)
+            near = shlex.quote(f"data.exclude={listed}")
             aligned(console, {"train without leaked images": f"python -m fmnist_lab.run {near}"})
 
 

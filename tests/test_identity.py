@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from fmnist_lab import config
+from fmnist_lab.sweep.plan import hash_of
 
 DIGESTS = ",".join(["0" * 64] * 4)
 # The hash of all that decides the outcome, that without the number of epochs, and the overrides.
@@ -73,6 +74,22 @@ def test_hashes_stay(row):
     identity, prefix, *words = shlex.split(row)
     checked = config.validate(composed(*words))
     assert (checked.identity(), str(checked.prefix_identity())) == (identity, prefix)
+
+
+def sweep_hash(*words: str) -> str:
+    return hash_of(hydra.compose("config", [*words], return_hydra_config=True))
+
+
+def test_the_hash_of_a_sweep_stays():
+    assert sweep_hash("trainer.epochs=1") == "03008dfb83ee8c77"
+
+
+def test_a_sweep_without_other_images_is_another_sweep(tmp_path):
+    hashes = []
+    for indices in ("1\n2\n", "1\n3\n"):
+        (tmp_path / "listed.txt").write_text(indices)
+        hashes.append(sweep_hash(f"data.exclude={tmp_path / 'listed.txt'}"))
+    assert len({sweep_hash(), *hashes}) == 3
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

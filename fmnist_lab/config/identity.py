@@ -67,11 +67,18 @@ def _deciding(values: Mapping[str, Any]) -> dict[str, Any]:
     places = ("cache_dir", "download", *(() if unverified else ("dir",)))
     return {
         **{key: value for key, value in values.items() if key not in elsewhere},
-        "data": {
-            key: value
-            for key, value in data.items()
-            if key not in places and not (key in YOUNGER and value == YOUNGER[key])
-        },
+        "data": {key: value for key, value in without_younger(data).items() if key not in places},
+    }
+
+
+def without_younger(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of `data` without the keys of `YOUNGER` that change nothing.
+
+    Args:
+        data: The values of the config's group `data`.
+    """
+    return {
+        key: value for key, value in data.items() if not (key in YOUNGER and value == YOUNGER[key])
     }
 
 

@@ -233,6 +233,7 @@ def _chosen(
     part: str, limit: int | None, excluded: Sequence[int], total: int, seed: int | None = None
 ) -> np.ndarray | slice:
     """Return the places of the images that are kept of a part of the data, in their order."""
+    excluded = list(excluded)  # an array has no truth value
     beyond = [index for index in excluded if not 0 <= index < total]
     if beyond:
         name = "data.exclude" if part == "train" else f"data.exclude_{part}"

@@ -280,7 +280,8 @@ def _correlation(
     used = (darker < WHITE) & (brighter < WHITE)
     whole, part = (_moments(darker, brighter, mask) for mask in (np.ones_like(used), used))
     mean, other, square, product = np.where(part[2] >= SHARED**2 * whole[2], part, whole)
-    slope = product / np.maximum(square, 1)
+    # A negative of an image is no copy of it.
+    slope = np.maximum(product, 0) / np.maximum(square, 1)
     line = slope[:, None] * (darker - mean[:, None]) + other[:, None]
     line = line.clip(0, WHITE).astype(np.float32)
     _, _, square, product = _moments(line, brighter, np.ones_like(used))

@@ -60,12 +60,13 @@ def learning_curves(history: History, chosen: int = 0) -> Figure:
     return figure
 
 
-def mislabelled(history: History) -> Figure:
+def mislabelled(history: History, chosen: int = 0) -> Figure:
     """The model's answers to the training images whose labels were made wrong, against epoch.
 
     Args:
         history: `epoch`, from 1, and for each epoch `mislabelled/memorised` and
             `mislabelled/seen_through`, shares from 0 to 1, nan where an epoch was not evaluated.
+        chosen: The epoch whose weights a callback has put in place at the end; 0: the last.
 
     Raises:
         ValueError: A series is missing, empty or not as long as `epoch`.
@@ -74,12 +75,19 @@ def mislabelled(history: History) -> Figure:
         "Of the training images whose labels were made wrong, the share that is predicted as that "
         "wrong label (memorised), as the true class (seen through), or as a third class (other)."
     )
+    note += f" Labels: epoch {chosen}, chosen." if chosen else ""
     figure = picture(220, 150, "Images with a wrong label", note, (36, 8, 100, 34))
     axes = figure.add_subplot()
     plain(axes, "", "Epoch", "Share")
     epochs = _series(history, "epoch")
     names = ("memorised", "seen_through")
-    learnt, seen = (_series(history, f"mislabelled/{name}") for name in names)
+    learnt, seen = (_series(history, f"mislabelled/{name}").copy() for name in names)
+    last = -1
+    if 0 < chosen < len(epochs):
+        # The last measurement belongs to the weights of that epoch.
+        last = chosen - 1
+        for values in (learnt, seen):
+            values[last], values[-1] = values[-1], np.nan
     lines = {"memorised": (learnt, RED), "seen through": (seen, BLUE)}
     lines["other"] = (1 - learnt - seen, GREY)
     for place, (name, (values, color)) in enumerate(lines.items()):
@@ -87,9 +95,8 @@ def mislabelled(history: History) -> Figure:
         marker = "o" if known.sum() <= 30 else ""
         axes.plot(epochs[known], values[known], color=color, marker=marker, markersize=3.5)
         beside = {"transform": axes.transAxes, "va": "center_baseline"}
-        write(
-            axes, 1.05, 0.98 - 0.08 * place, f"{name} {_number(values[-1])}", TEXT, color, **beside
-        )
+        label = f"{name} {_number(values[last])}"
+        write(axes, 1.05, 0.98 - 0.08 * place, label, TEXT, color, **beside)
     axes.set_ylim(-0.02, 1.02)
     pad = min(0.03 * (epochs[-1] - epochs[0]), 0.5) or 0.5
     axes.set_xlim(epochs[0] - pad, epochs[-1] + pad)

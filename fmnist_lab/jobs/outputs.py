@@ -210,7 +210,7 @@ def draw_curves(run: tracking.Run, history: Sequence[Mapping[str, float]], chose
     curves["epoch"] = list(range(1, len(history) + 1))
     run.figure("learning_curves.png", lambda: _plots().learning_curves(curves, chosen))
     if "mislabelled/memorised" in curves:
-        run.figure("mislabelled.png", lambda: _plots().mislabelled(curves))
+        run.figure("mislabelled.png", lambda: _plots().mislabelled(curves, chosen))
 
 
 def _plots() -> ModuleType:

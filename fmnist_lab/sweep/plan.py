@@ -16,7 +16,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from fmnist_lab import config as configs
-from fmnist_lab.config import naming
+from fmnist_lab.config import listings, naming
+from fmnist_lab.config.identity import without_younger
 from fmnist_lab.errors import UserError
 from fmnist_lab.sweep import pairs
 
@@ -283,14 +284,33 @@ def hash_of(config: DictConfig, search: Mapping[str, Any] | None = None) -> str:
         return re.split(r"[=./]", override.lstrip("+~"), maxsplit=1)[0] not in aside
 
     values = cast("dict[str, Any]", OmegaConf.to_container(config, resolve=False))
+    data = values["data"]
     deciding = {
-        "config": {key: value for key, value in values.items() if key not in aside},
+        "config": {
+            **{key: value for key, value in values.items() if key not in aside},
+            "data": without_younger(data),
+        },
         "overrides": sorted(filter(decides, config.hydra.overrides.task)),
         "threads": config.hydra.launcher.get("threads"),
         **({} if search is None else {"search": search}),
+        **_listed(data),
     }
     text = json.dumps(deciding, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _listed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is in the files that a group `data` names: another list is another sweep.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    named = {key: data.get(key) for key in listings.KEYS}
+    if not any(isinstance(value, str) for value in named.values()):
+        return {}
+    if any("${" in str(value) for value in named.values()):
+        return {}  # Only the jobs know.
+    return {"listings": listings.contents(named)}
 
 
 def _own(config: DictConfig) -> DictConfig:
