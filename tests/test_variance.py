@@ -227,7 +227,8 @@ def test_a_study_of_very_many_runs_reads_some_predictions():
 
 def grid():
     """Runs of 4 seeds by 3 split seeds, and which of 300 images they get right."""
-    runs, _ = simulate(4, (5,), (32,), per_epoch=False, **{"data.split_seed": [0, 1, 2]})
+    data = {"data.train_limit": [5000], "data.split_seed": [0, 1, 2]}
+    runs, _ = simulate(4, (5,), (32,), per_epoch=False, **data)
     generator = np.random.default_rng(5)
     effects = np.add.outer(generator.normal(0, 0.05, 3), generator.normal(0, 0.02, 4)).ravel()
     correct = drawn(generator, generator.uniform(0.5, 0.9, 300), effects)
