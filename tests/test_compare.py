@@ -288,6 +288,36 @@ def test_what_cannot_be_compared_is_one_line(say, words, told):
     assert said.count("\n") == 1
 
 
+def test_booleans_and_defaults_that_runs_do_not_store_name_a_side(say, found, made):
+    drawn = {"data.random_labels": True, "model.batch_norm": True, "augmentation.flip": True}
+    plain = {"model.batch_norm": False}
+    runs = {
+        name: [made.run(f"{name} s{s}", LINEAR | params, s, 200 + s) for s in range(2)]
+        for name, params in (("drawn", drawn), ("plain", plain))
+    }
+    named = [*runs["drawn"], *runs["plain"]]
+    for setting in ("data.random_labels", "model.batch_norm", "augmentation.flip"):
+        on, off = ([f"{setting}={value}", *named] for value in ("true", "false"))
+        told = found("--a", *on, "--b", *off)
+        assert [sorted(told[side]) for side in "ab"] == [sorted(each) for each in runs.values()]
+    for setting, there in (
+        ("data.noise_seed=4", "0"),
+        ("data.noisy_validation=true", "false"),
+        ("augmentation.shift=2", "0"),
+        ("data.split_seed=0", "none"),
+        ("model.batch_norm=maybe", "false, true"),
+    ):
+        said = say("--a", setting, *named, "--b", "linear s0", code=2)
+        assert f"received {setting}, which no run has; there are {there}\n" in flat(said) + "\n"
+        value = there.partition(",")[0]
+        right = f"{setting.partition('=')[0]}={value}"
+        assert found("--a", right, *runs["plain"], "--b", "linear s0")["a"]
+    said = say("--a", "augmentation.filp=false", *named, "--b", "linear s0", code=2)
+    assert "received augmentation.filp=false, expected one of augmentation.flip, " in said
+    for run in named:
+        made.client.delete_run(run)
+
+
 def test_a_run_without_a_result_is_refused(say, made):
     running = made.run("running", LINEAR, 7, 300, status="RUNNING")
     assert "running RUNNING: has not ended" in say("linear s0", "running", code=2)

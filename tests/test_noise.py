@@ -427,7 +427,7 @@ def test_a_run_without_noise_has_none_of_it_among_those_that_have():
 
 def test_runs_that_differ_in_the_seeds_of_their_data_are_of_one_setting():
     seeds = {"data.split_seed": ["0", "1", "1"], "data.noise_seed": [None, None, "4"]}
-    study = summary.take_apart(kept(**seeds))
+    study = summary.take_apart(kept(**seeds, **{"data.label_noise": "0.2"}))
     assert study.parameters == []
     assert study.summary["runs"].tolist() == [3]
     twice = summary.take_apart(kept(**{"data.split_seed": ["1", "1"]}))

@@ -199,6 +199,20 @@ def test_a_report_tells_the_test_sets_part_in_one_sentence():
     assert f"make {ends[0]} to {ends[1]} % of the variance" in told
 
 
+def test_the_images_part_in_a_gap_is_not_told_as_that_in_the_test_accuracy():
+    correct = np.random.default_rng(0).random((3, 200)) < 0.8
+    part = finite_test_set(correct, [0.1, 0.12, 0.15])
+    gap = beyond.Beyond(None, beyond.OnNewImages(part, part, -0.01, 0.02))
+    tested = beyond.Beyond(
+        None, gap.images._replace(a=finite_test_set(correct), b=finite_test_set(correct))
+    )
+    (alone,) = beyond.of_one([("accuracy/gap", gap)], paired=True)
+    assert alone.endswith("-0.0100 to +0.0200 for accuracy gap.")
+    (both,) = beyond.of_one([("accuracy/test", tested), ("accuracy/gap", gap)], paired=True)
+    assert f"make {100 * tested.images.a.share:.0f} % [" in both
+    assert both.endswith("of the variance of test accuracy between runs.")
+
+
 def test_without_several_seeds_a_report_takes_the_binomial_and_without_predictions_nothing():
     runs, _ = simulate(1, (1, 5), (32,))
     study = summary.take_apart(runs)
@@ -227,7 +241,8 @@ def test_a_study_of_very_many_runs_reads_some_predictions():
 
 def grid():
     """Runs of 4 seeds by 3 split seeds, and which of 300 images they get right."""
-    runs, _ = simulate(4, (5,), (32,), per_epoch=False, **{"data.split_seed": [0, 1, 2]})
+    data = {"data.train_limit": [5000], "data.split_seed": [0, 1, 2]}
+    runs, _ = simulate(4, (5,), (32,), per_epoch=False, **data)
     generator = np.random.default_rng(5)
     effects = np.add.outer(generator.normal(0, 0.05, 3), generator.normal(0, 0.02, 4)).ravel()
     correct = drawn(generator, generator.uniform(0.5, 0.9, 300), effects)

@@ -117,16 +117,39 @@ def _having(runs: pd.DataFrame, setting: str) -> pd.DataFrame:
     from fmnist_lab.studies import frames
 
     key, _, value = setting.partition("=")
-    if key not in runs or not (frames.is_parameter(key) or key in frames.SEEDS):
+    unset = _unset(key)
+    if not (key in runs or unset) or not (frames.is_parameter(key) or key in frames.SEEDS):
         known = sorted(name for name in runs if frames.is_parameter(name))
         raise UserError(f"received {setting}, expected one of {', '.join(known)}, seed")
-    values = frames.parsed(runs)[key].tolist()
+    values = frames.parsed(runs)[key].tolist() if key in runs else [None] * len(runs)
     wanted = frames.value_of(None if value in ("none", "null") else value)
-    kept = runs[[each == wanted for each in values]]
+    if unset:
+        absent = wanted if wanted in unset else unset[0]
+        values = [absent if each is None else each for each in values]
+    # A value as messages and tables show it names its runs as well: `true` those with True.
+    kept = runs[[each == wanted or frames.shown(each) == value for each in values]]
     if kept.empty:
         there = ", ".join(map(frames.shown, frames.ordered(values)))
         raise UserError(f"received {setting}, which no run has; there are {there}")
     return kept
+
+
+def _unset(key: str) -> tuple[Any, ...]:
+    """Return the values of a key that runs do not store, in the form of `frames.value_of`.
+
+    The first is the default. Empty for a key that each run stores if its parts have it.
+    """
+    from fmnist_lab.config.identity import YOUNGER
+    from fmnist_lab.config.schema import Augmentation
+    from fmnist_lab.studies import frames
+
+    group, _, name = key.partition(".")
+    if group == "data" and name in YOUNGER:
+        return (frames.value_of(YOUNGER[name]), None)
+    if group == "augmentation" and name in Augmentation.model_fields:
+        off = ("False", 0) if Augmentation.model_fields[name].annotation is bool else (0, "False")
+        return (*off, None)
+    return ()
 
 
 def predictions_of(store: tracking.Store) -> Any:

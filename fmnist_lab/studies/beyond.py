@@ -140,7 +140,6 @@ def of_one(results: Iterable[tuple[str, Beyond]], paired: bool) -> list[str]:
             f"with probability {wins.probability:.2f} [{wins.low:.2f}, {wins.high:.2f}] (normal "
             f"model; A was higher in {times} of runs)."
         )
-    # Accuracy comes before the gap, whose images are the same.
     told = {metric: found.images for metric, found in known.items() if found.images}
     if told:
         intervals = " and ".join(
@@ -151,15 +150,15 @@ def of_one(results: Iterable[tuple[str, Beyond]], paired: bool) -> list[str]:
             "With other test images as well as other seeds, the 95 % interval of A - B is "
             f"{intervals}."
         )
-        first = next(iter(told.values()))
+    if tested := told.get(TESTED):
         shares = " and ".join(
             f"{_percent(part.share)} [{_percent(part.low)}, {_percent(part.high)}] in {name}"
-            for name, part in (("A", first.a), ("B", first.b))
+            for name, part in (("A", tested.a), ("B", tested.b))
             if not np.isnan(part.share)
         )
         if shares:
             sentences[-1] += (
-                f" The {first.a.images:,} test images make {shares} of the variance of test "
+                f" The {tested.a.images:,} test images make {shares} of the variance of test "
                 "accuracy between runs."
             )
     return sentences

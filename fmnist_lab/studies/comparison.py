@@ -18,6 +18,7 @@ import pandas as pd
 from fmnist_lab.errors import UserError
 from fmnist_lab.evaluation import statistics
 from fmnist_lab.evaluation.statistics import LEVEL, Comparison, Interval
+from fmnist_lab.studies import crossed
 from fmnist_lab.studies.beyond import (
     TESTED,
     Beyond,
@@ -27,10 +28,12 @@ from fmnist_lab.studies.beyond import (
     of_one,
     of_several,
 )
+from fmnist_lab.studies.crossed import samples
 from fmnist_lab.studies.frames import (
     ACCURACIES,
     METRICS,
     SEEDS,
+    draws_of,
     grouped,
     is_parameter,
     ordered,
@@ -79,6 +82,7 @@ SEVERAL = (
     "± is half the width of the 95 % interval (Student's t) of the mean over the runs of a side, "
     "which differ in their seed."
 )
+CROSSED = "What one more run of each, or other test images, would do is left out for such runs."
 NO_SPREAD = (
     "A single run shows no spread to judge a difference by: both sides need several seeds, as "
     '-m "seed=range(5)" gives.'
@@ -189,6 +193,9 @@ def compare(a: Side, b: Side, predictions: Predictions) -> Verdict:
         for mine, other in ((left, right), (right, left))
     ]
     sentences = [*_sentences(matches, differences), *unreadable]
+    every = (draws_of(side[setting]) for setting in shared for side in (left, right))
+    if seeds := crossed.seeds_that_cross(every):
+        sentences.append(f"{crossed.remark(seeds)} {CROSSED}")
     if any(tags.get("git.dirty") == "true" for side in (a, b) for tags in side.tags.values()):
         same = [kind for kind in same if kind != "code"]
         sentences.append(UNCOMMITTED)
@@ -270,7 +277,10 @@ def _results(
     """Return a result for each metric; add to `unreadable` what kept one from being tested."""
     results = []
     paired = same_seeds(a, b)
-    several = min(len(a), len(b)) > 1
+    parted = [samples(draws_of(side)) for side in (a, b)]
+    # What one more run would do cannot be told of means, and runs that share a seed are too alike.
+    crossing = any("" not in by for by in parted)
+    several = min(len(a), len(b)) > 1 and not crossing
     correct = [correctness.of(side["run_id"].tolist()) if several else None for side in (a, b)]
     for metric in METRICS:
         if metric not in a or metric not in b:
@@ -280,15 +290,16 @@ def _results(
             continue
         found = further = None
         if len(a) > 1 or len(b) > 1:
-            found = statistics.compare_groups(mine, its, paired=paired)
-            if metric in ACCURACIES:
+            found = crossed.compare(a, b, metric, paired=paired)
+            if metric in ACCURACIES and not crossing:
                 further = beyond(metric, found, (a, b), (correct[0], correct[1]), paired)
         elif metric == TESTED:
             try:
                 found = _mcnemar(a["run_id"].iloc[0], b["run_id"].iloc[0], predictions)
             except UserError as error:
                 unreadable.append(f"{METRICS[metric]} cannot be tested: {error}.")
-        results.append(Result(metric, interval(mine), interval(its), found, further))
+        first, second = parted
+        results.append(Result(metric, interval(mine, first), interval(its, second), found, further))
     return results
 
 

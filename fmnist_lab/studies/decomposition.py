@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 from fmnist_lab.errors import UserError
 from fmnist_lab.evaluation.variance import IMAGE, Component, components
 from fmnist_lab.studies.beyond import GAP, TESTED, Correct, Predictions, correct_of
-from fmnist_lab.studies.frames import SEEDS, grouped, ordered, short_names, shown
+from fmnist_lab.studies.frames import SEEDS, draws_of, grouped, ordered, short_names, shown
 from fmnist_lab.studies.summary import Study
 
 METRICS = (TESTED, GAP)
+# Why a seed of the data draws nothing.
+IDLE = {
+    "data.split_seed": "they have neither data.train_limit nor data.validation_fraction",
+    "data.noise_seed": "they have neither data.label_noise nor data.random_labels",
+}
 
 
 def decompose(
@@ -70,7 +75,17 @@ def _check(study: Study, factors: Sequence[str]) -> None:
     used = study.used
     if unknown := [name for name in factors if name not in used]:
         raise UserError(f"--by: received {unknown[0]}, which no run has")
-    drawn = [name for name in SEEDS if name in used and len(ordered(used[name])) > 1]
+    draws = dict(zip(SEEDS, zip(*draws_of(used), strict=True), strict=True))
+    idle = {name for name in SEEDS[1:] if not any(value is not None for value in draws[name])}
+    for name in factors:
+        if name in idle:
+            raise UserError(
+                f"--by: received {name}, which changes nothing in these runs, expected what does, "
+                f"such as seed: {IDLE[name]}"
+            )
+    drawn = [
+        name for name in SEEDS if name in used and name not in idle and len(ordered(used[name])) > 1
+    ]
     others = [name for name in (*study.parameters, *drawn) if name not in factors]
     if others:
         values = ", ".join(f"{others[0]}={shown(value)}" for value in ordered(used[others[0]]))

@@ -7,18 +7,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmnist_lab.evaluation import statistics
+from fmnist_lab.studies import crossed
 from fmnist_lab.studies.design import changes, has_order, heat_map_sides, most_common
 from fmnist_lab.studies.frames import (
     CLEAN_GAP,
     METRICS,
-    SEEDS,
     TEST_SETS,
     VALIDATED,
     cell,
-    grouped,
+    draws_of,
     metrics_of,
     ordered,
+    rows_of,
     seeds_of,
     sentence,
     short_names,
@@ -58,6 +58,9 @@ def findings(study: Study) -> list[str]:
             "± is half the width of the 95 % interval (Student's t) of the mean over the runs of a "
             f"setting, which differ in their seed.{some}"
         )
+    draws, settings = draws_of(study.used), rows_of(study.used, study.parameters).values()
+    if seeds := crossed.seeds_that_cross([draws[row] for row in rows] for rows in settings):
+        sentences.append(crossed.remark(seeds))
     short = short_names(study.parameters)
     tested = [short[name] for name in TEST_SETS if name in study.parameters]
     if tested:
@@ -82,8 +85,7 @@ def _growth(study: Study) -> list[str]:
     sentences = []
     gap = CLEAN_GAP if CLEAN_GAP in metrics_of(study.summary) else "accuracy/gap"
     last = study.summary.iloc[-1]
-    needed = [name for name in (*study.parameters, *SEEDS, gap) if name in study.used]
-    parts = grouped(study.used[needed], study.parameters)
+    parts = rows_of(study.used, study.parameters)
     for name in heat_map_sides(study, None):
         levels = ordered(study.summary[name])
         settings = [
@@ -93,11 +95,10 @@ def _growth(study: Study) -> list[str]:
         comparable = has_order(levels) and name not in TEST_SETS and len(set(settings)) == 2
         if not comparable or not all(setting in parts for setting in settings):
             continue
-        high, low = (parts[setting] for setting in settings)
+        high, low = (study.used.iloc[parts[setting]] for setting in settings)
         known = "seed" in high and high["seed"].notna().all()
         paired = known and seeds_of(high) == seeds_of(low)
-        gaps = [part[gap].to_numpy(float) for part in (high, low)]
-        found = statistics.compare_groups(gaps[0], gaps[1], paired=paired)
+        found = crossed.compare(high, low, gap, paired=paired)
         if math.isnan(found.p_value):
             continue
         short = short_names(study.parameters)[name]

@@ -125,8 +125,32 @@ def _images(run: Mapping[Any, Any]) -> str:
 
 def seeds_of(runs: pd.DataFrame) -> list[tuple[Any, ...]]:
     """Return the values of `SEEDS` of each run, None for one that it does not have."""
-    columns = (runs.get(name, pd.Series(None, runs.index, object)) for name in SEEDS)
+    return _values(runs, SEEDS)
+
+
+def _values(runs: pd.DataFrame, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    """Return the values of columns for each run, None for a column that there is not."""
+    columns = (runs[name] if name in runs else [None] * len(runs) for name in names)
     return list(zip(*columns, strict=True))
+
+
+def draws_of(runs: pd.DataFrame) -> list[tuple[Any, ...]]:
+    """Return the values of `SEEDS` that each run was drawn by, None for one that draws nothing.
+
+    The noise seed draws wrong labels, and the split seed the images of a limit and those held out;
+    a run without any of these is the same for all values. Without a split seed, `seed` holds out.
+
+    Args:
+        runs: What `parsed` returns.
+    """
+    needed = ("data.train_limit", "data.validation_fraction", NOISE, "data.random_labels")
+    found = []
+    for seed, split, noise, limit, held_out, share, is_random in _values(runs, (*SEEDS, *needed)):
+        if split is None and held_out:
+            split = (None, seed) if limit else seed  # Both hold out the same images of all.
+        is_noisy = share or is_random == "True"
+        found.append((seed, split if limit or held_out else None, noise if is_noisy else None))
+    return found
 
 
 def _sweeps(runs: pd.DataFrame) -> list[list[str]]:

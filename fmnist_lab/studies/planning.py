@@ -12,15 +12,20 @@ from fmnist_lab.errors import UserError
 from fmnist_lab.evaluation import power, statistics
 from fmnist_lab.evaluation.power import MOST_SEEDS, Seeds, Spread
 from fmnist_lab.evaluation.statistics import Comparison
+from fmnist_lab.studies import crossed
 from fmnist_lab.studies.beyond import Predictions
 from fmnist_lab.studies.comparison import Side, matched, same_seeds
-from fmnist_lab.studies.frames import ACCURACIES, grouped
+from fmnist_lab.studies.frames import ACCURACIES, draws_of, grouped
 from fmnist_lab.studies.summary import MOST_LOSS
 from fmnist_lab.texts import counted, duration
 
 POWERS = (0.8, 0.95)
 # Seeds that tell a variance to a factor of 10, by the interval of χ².
 ENOUGH = 8
+CROSSED = (
+    "A number of seeds then counts values of that seed, each with as many runs as it has here; "
+    "more of them do not average out what the other seeds do."
+)
 
 
 class Answer(NamedTuple):
@@ -94,7 +99,11 @@ def plan(
         raise UserError(faults[0])
     seconds = {name: _seconds(frame) for name, frame in zip("AB", frames, strict=False)}
     hosts = {tags.get("host", "") for side in sides for tags in side.tags.values()} - {"", here}
-    return Plan(rows, seconds, at_once, _sentences(rows, seconds, at_once, sorted(hosts)))
+    sentences = _sentences(rows, seconds, at_once, sorted(hosts))
+    every = (draws_of(side) for pair in cases.values() for side in pair)
+    if seeds := crossed.seeds_that_cross(every):
+        sentences += [crossed.remark(seeds), CROSSED]
+    return Plan(rows, seconds, at_once, sentences)
 
 
 def _rows(
@@ -107,17 +116,19 @@ def _rows(
 ) -> list[Row]:
     """Return a row for each metric of which something can be told; add to `faults` why not."""
     paired = b is not None and same_seeds(a, b)
-    seconds = (_seconds(a) + _seconds(a if b is None else b)) / at_once
     rows = []
     for metric in ACCURACIES:
         if metric not in a or (b is not None and metric not in b):
             continue
-        mine = a[metric].to_numpy(float)
-        its = None if b is None else b[metric].to_numpy(float)
-        every = np.concatenate([mine, mine if its is None else its])
-        if not (np.abs(every) < MOST_LOSS).all():
+        other = a if b is None else b
+        if not (np.abs(np.concatenate([a[metric], other[metric]])) < MOST_LOSS).all():
             continue
-        found = None if its is None else statistics.compare_groups(mine, its, paired)
+        mine, second, _ = crossed.independent(a, other, metric, paired=paired)
+        its = None if b is None else second
+        found = None if b is None else crossed.compare(a, b, metric, paired=paired)
+        # One value is the mean over several runs where seeds cross.
+        runs = ((a, mine), (other, second))
+        seconds = sum(_seconds(side) * len(side) / len(each) for side, each in runs) / at_once
         wanted = abs(found.difference) if found and difference is None else difference
         if fault := _fault(mine, its, wanted or 0, paired):
             faults.append(fault)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fmnist_lab.studies.crossed import samples
 from fmnist_lab.studies.design import (
     as_changes,
     groups,
@@ -26,6 +27,7 @@ from fmnist_lab.studies.findings import common_values, findings, settings_table
 from fmnist_lab.studies.frames import (
     METRICS,
     VALIDATED,
+    draws_of,
     is_parameter,
     mean_text,
     short_names,
@@ -185,7 +187,8 @@ def _figures(
         caption = f"{charts.titled(list(points))} by {short[sides[0]]}"
         figures.append(Figure("by_parameter.png", caption, charts.against(summary, sides[0])))
     else:
-        known = {metric: interval(study.used[metric]) for metric in points}
+        by = samples(draws_of(study.used))
+        known = {metric: interval(study.used[metric], by) for metric in points}
         caption = f"{charts.titled(list(points))} by run"
         figures.append(Figure("runs.png", caption, charts.runs(study.used, known)))
     for metric, part in points.items():

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from fmnist_lab.errors import UserError
 from fmnist_lab.evaluation import statistics
 from fmnist_lab.evaluation.statistics import Interval
+from fmnist_lab.studies.crossed import Samples, averaged, samples, widest
 from fmnist_lab.studies.frames import (
     CHOICES,
     EPOCHS,
@@ -25,6 +27,7 @@ from fmnist_lab.studies.frames import (
     VALIDATED,
     column,
     deciding_parameters,
+    draws_of,
     metrics_of,
     order_key,
     parsed,
@@ -102,13 +105,13 @@ def take_apart(runs: pd.DataFrame) -> Study:
     keys = [*parameters, *(name for name in (*SEEDS, "name", "run_id") if name in runs)]
     rows = [[order_key(value) for value in row] for row in runs[keys].itertuples(index=False)]
     runs = runs.iloc[sorted(range(len(rows)), key=rows.__getitem__)].reset_index(drop=True)
-    identity = [*deciding_parameters(runs), *(name for name in SEEDS if name in runs)]
+    identity, draws = deciding_parameters(runs), draws_of(runs)
     chosen: list[int] = []
     unused: list[Unused] = []
     first: dict[tuple[Any, ...], str] = {}
     for row, run in enumerate(runs.to_dict("records")):
         reason = _lack(run)
-        setting = tuple(run[name] for name in identity)
+        setting = (*(run[name] for name in identity), *draws[row])
         if not reason and run.get("seed") is not None:
             if setting in first:
                 reason = f"repeats setting and seed of {first[setting]}"
@@ -171,22 +174,33 @@ def _summary(used: pd.DataFrame, parameters: Sequence[str]) -> pd.DataFrame:
         for place, name in enumerate(parameters)
     }
     columns["runs"] = pd.Series([len(rows) for rows in settings.values()])
+    draws = draws_of(used)
+    parted = [samples([draws[row] for row in rows]) for rows in settings.values()]
     for metric in METRICS:
         if metric in RARE and not (metric in used and used[metric].notna().any()):
             continue
         values = used.get(metric, pd.Series(math.nan, used.index)).to_numpy(float)
-        known = [interval(values[rows]) for rows in settings.values()]
+        known = [
+            interval(values[rows], by) for rows, by in zip(settings.values(), parted, strict=True)
+        ]
         for end in ("mean", "low", "high"):
             columns[f"{metric}/{end}"] = pd.Series([getattr(one, end) for one in known])
     return pd.DataFrame(columns)
 
 
-def interval(values: Any) -> Interval:
-    """Return mean and 95 % interval of a metric over runs; nan where a run lacks it."""
-    values = [float(value) for value in values]
-    if all(abs(value) < MOST_LOSS for value in values):
-        return statistics.mean_interval(values)
-    return Interval(math.nan, math.nan, math.nan, len(values))
+def interval(values: Any, by: Samples | None = None) -> Interval:
+    """Return mean and 95 % interval of a metric over runs; nan where a run lacks it.
+
+    Args:
+        values: A number per run.
+        by: What `crossed.samples` returns of the runs; None: they are independent.
+    """
+    values = np.asarray(values, np.float64)
+    if not (np.abs(values) < MOST_LOSS).all():
+        return Interval(math.nan, math.nan, math.nan, len(values))
+    if by is not None:
+        values = averaged(values, by[widest(by, values)])
+    return statistics.mean_interval(values)
 
 
 def best(summary: pd.DataFrame) -> pd.DataFrame:
@@ -243,11 +257,13 @@ def mean_curves(study: Study, curves: pd.DataFrame, metric: str) -> pd.DataFrame
     if len(curves):
         known = curves[(curves["metric"] == metric) & curves["value"].notna()]
         traces = known.pivot(index="run_id", columns="epoch", values="value")
+        draws = dict(zip(study.used["run_id"], draws_of(study.used), strict=True))
         for setting, wanted in longest(study).items():
             found = traces.loc[[run for run in wanted if run in traces.index]]
             together = found.dropna(axis=1) if len(found) else found.iloc[:, :0]
+            by = samples([draws[run] for run in found.index])
             for epoch, values in zip(together, together.to_numpy(float).T, strict=True):
-                at = interval(values)
+                at = interval(values, by)
                 rows.append([*setting, int(epoch), len(values), at.mean, at.low, at.high])
     elif EPOCHS in study.parameters and metric in metrics_of(study.summary):
         ends = [f"{metric}/{end}" for end in ("mean", "low", "high")]
