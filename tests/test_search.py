@@ -305,6 +305,8 @@ def _returned(given):
         ({}, ["seed=range(3)"], "a search that chooses the seed chooses luck"),
         ({}, ["trainer.epochs=5,9"], "expected one number, or hydra.sweeper.pruning=none"),
         ({}, ["data.validation_fraction=0.1,0.2"], "on the same held-out images only"),
+        ({}, ["data.split_seed=range(0,20)"], "on the same held-out images only"),
+        ({}, ["data=default,other"], "on the same held-out images only"),
         ({}, ["pause_after=3"], "the search itself says when a trial is paused"),
         ({}, ["model.x=interval(0.5,0.1)"], "the smaller one first"),
         ({}, ["model.x=tag(log,interval(0,0.1))"], "two numbers above 0"),
@@ -340,6 +342,28 @@ SPLIT = "data.validation_fraction=0.1"
 )
 def test_a_command_that_cannot_be_a_search_is_refused(door, words, said):
     assert said in door.error(*SEARCH, *words)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("seed", "${trainer.batch_size}", "seed: received 32 in one trial and 64 in another, but"),
+        ("data.split_seed", "${trainer.batch_size}", "data.split_seed: received 32 in one trial"),
+        ("data.train_limit", "${trainer.batch_size}", "on the same held-out images only"),
+    ],
+)
+def test_a_search_over_what_decides_the_images_or_the_luck_is_refused(door, key, value, said):
+    assert said in door.error(*SEARCH, SPLIT, "trainer.batch_size=32,64", f"{key}={value}")
+
+
+def test_experiments_that_have_other_images_are_not_compared(door, tmp_path):
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    for name, seed in (("one", 1), ("two", 2)):
+        text = f"# @package _global_\ndata:\n  split_seed: {seed}\n"
+        folder.joinpath(f"{name}.yaml").write_text(text)
+    words = (*SEARCH, SPLIT, "--config-dir", str(folder.parent), "experiment=one,two")
+    assert "data.split_seed: received 1 in one trial and 2 in another" in door.error(*words)
 
 
 def test_an_interval_without_a_search_is_refused_with_the_way_to_one(door):

@@ -72,7 +72,9 @@ class Search:
         values: Any = OmegaConf.to_container(sweeper, resolve=True)
         options = check_section(asked.SearchOptions, values, "hydra.sweeper.")
         params = (options.params or {}).items()
-        words = [*(f"{key}={value}" for key, value in params), *config.hydra.overrides.task]
+        # Unresolved, because a key may follow another one that is searched over.
+        task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+        words = [*(f"{key}={value}" for key, value in params), *task]
         loader = GlobalHydra.instance().config_loader()
         space = spaces.parse(OverridesParser.create(config_loader=loader).parse_overrides(words))
         asked.check(options, space)
@@ -92,6 +94,7 @@ class Search:
         """
         for config in configs:
             asked.check_config(self.options, config)
+        asked.check_same(configs)
         # The longest one, if they differ in length.
         self.config = max(configs, key=lambda config: config.trainer.epochs)
         self.left_out = asked.left_out(self.config)

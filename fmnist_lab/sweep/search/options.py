@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -19,13 +20,17 @@ Direction = Literal["maximize", "minimize"]
 # A metric of the images that are held out; all others are no measure to choose by.
 VALIDATION = "validation"
 ACCURACY = "accuracy/validation"
+LONGEST_VALUE = 40  # in a message; a list of images is long
 # Every trial is measured on the same images, from the same random numbers, and for as long.
 NEVER = {
     "seed": (
         "a search that chooses the seed chooses luck; leave it out: hydra.sweeper.finals=5 trains "
         "the winner with fresh seeds"
     ),
-    "data.validation_fraction": "trials can be compared on the same held-out images only",
+    "data": (
+        "trials can be compared on the same held-out images only, after learning from the same "
+        "others; expected one value for all of them"
+    ),
     "pause_after": "the search itself says when a trial is paused",
     "resume": "it is an option of the whole search",
     "job": "a search trains",
@@ -110,7 +115,7 @@ def check(options: SearchOptions, space: Space) -> None:
     """
     _check_objectives(options)
     for axis in space.axes:
-        if reason := NEVER.get(axis.name):
+        if reason := NEVER.get("data" if axis.name.startswith("data.") else axis.name):
             raise UserError(f"{axis.name}: received {axis.text}, but {reason}")
         if axis.name == "trainer.epochs" and options.pruning != "none":
             raise UserError(
@@ -225,6 +230,39 @@ def check_config(options: SearchOptions, config: Config) -> None:
             f"tracking: received none with hydra.sweeper.pruning={options.pruning}, but then "
             "nothing is kept that a paused trial could go on from; add hydra.sweeper.pruning=none"
         )
+
+
+def check_same(configs: Sequence[Config]) -> None:
+    """Refuse trials that would not have the same images and the same seed.
+
+    A key may depend on another one that is searched over, or come from an experiment's file.
+
+    Args:
+        configs: The checked configs of the trials that show whether all others are possible.
+
+    Raises:
+        UserError: Two of them differ in such a key.
+    """
+    first, *others = [{"seed": each.seed, **_data(each)} for each in configs]
+    for other in others:
+        for key in first | other:
+            one, two = first.get(key), other.get(key)
+            if one != two:
+                reason = NEVER["seed" if key == "seed" else "data"]
+                raise UserError(
+                    f"{key}: received {_short(one)} in one trial and {_short(two)} in another, but "
+                    f"{reason}"
+                )
+
+
+def _data(config: Config) -> dict[str, Any]:
+    return {f"data.{key}": value for key, value in config.data.model_dump().items()}
+
+
+def _short(value: Any) -> str:
+    """Return a value as a config spells it, or its beginning."""
+    text = json.dumps(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
 def left_out(config: Config) -> Mapping[str, str]:
