@@ -294,6 +294,8 @@ def _returned(given):
         ({"objective": "accuracy/test"}, [], "for example accuracy/validation"),
         ({"objective": "accuracy/gap"}, [], "for example accuracy/gap_validation"),
         ({"objective": "loss/fit"}, [], "no metric of the held-out images"),
+        ({"objective": "acc/validation"}, [], "expected one of accuracy/validation"),
+        ({"objective": "precision/gap_validation"}, [], "no metric of the held-out images"),
         ({"objective": [ACCURACY, GAP]}, [], "no rung can rank trials by several figures at once"),
         ({"objective": [ACCURACY, ACCURACY]}, [], "expected each metric once"),
         ({"direction": ["maximize"] * 2}, [], "2 directions for 1 objectives"),
@@ -307,7 +309,7 @@ def _returned(given):
         ({}, ["data.validation_fraction=0.1,0.2"], "on the same held-out images only"),
         ({}, ["data.split_seed=range(0,20)"], "on the same held-out images only"),
         ({}, ["data=default,other"], "on the same held-out images only"),
-        ({}, ["pause_after=3"], "the search itself says when a trial is paused"),
+        ({}, ["+pause_after=2,3"], "the search itself says when a trial is paused"),
         ({}, ["model.x=interval(0.5,0.1)"], "the smaller one first"),
         ({}, ["model.x=tag(log,interval(0,0.1))"], "two numbers above 0"),
     ],
@@ -326,6 +328,7 @@ def test_a_sampler_that_needs_torch_says_so():
 
 
 SEARCH = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3")
+OBJECTIVE = "hydra.sweeper.objective"
 SPLIT = "data.validation_fraction=0.1"
 
 
@@ -337,6 +340,14 @@ SPLIT = "data.validation_fraction=0.1"
         ([SPLIT, DROPOUT, "job=evaluate", "model_uri=runs:/1/model"], "expected job=train"),
         ([SPLIT, "model.dropout=interval(0.5,1.5)"], "model.dropout: received 1.5, expected a"),
         ([SPLIT, "model.dropout=0.5"], "nothing is searched"),
+        ([SPLIT, DROPOUT, "+pause_after=2"], "the search itself says when a trial is paused"),
+        ([SPLIT, DROPOUT, "pause_after=2"], "the search itself says when a trial is paused"),
+        ([SPLIT, DROPOUT, f"{OBJECTIVE}=accuracy/validation_clean"], "has a wrong label"),
+        (
+            [SPLIT, DROPOUT, f"{OBJECTIVE}={GAP}", "trainer.epochs=9", "trainer.evaluate_every=3"],
+            "compared after 1 epoch, when it is not measured; expected trainer.evaluate_every=1, "
+            "hydra.sweeper.first_rung=3, or",
+        ),
         ([SPLIT, DROPOUT, "hydra.sweeper.prunning=none"], "hydra.sweeper.prunning: unknown key"),
     ],
 )
