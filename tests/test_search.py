@@ -236,6 +236,28 @@ def test_a_training_of_the_winner_that_failed_is_done_again(tmp_path):
     assert len([number for number, _ in search.given if number < FINALS]) == 3
 
 
+def test_all_workers_train_the_winner_at_once(tmp_path):
+    source = Searched(tmp_path, n_trials=2, pruning="none", finals=3).open()
+    trials = [source.next(), source.next()]
+    source.over(0, _returned(trials[0]))
+    # The other trial may win yet.
+    assert source.next() is None
+    source.over(1, _returned(trials[1]))
+    finals = [source.next() for _ in range(3)]
+    assert [number - FINALS for number, _ in finals] == [0, 1, 2]
+    assert source.next() is None
+    assert source.workers == 3
+
+
+def test_of_trainings_that_were_killed_only_those_asked_for_are_repeated(tmp_path):
+    search = Searched(tmp_path, n_trials=1, pruning="none", finals=3)
+    source = search.open()
+    source.over(0, _returned(source.next()))
+    assert len([source.next() for _ in range(3)]) == 3
+    search.options = options_of(n_trials=1, pruning="none", finals=2)
+    assert list(search.run().trials.finals.values()) == ["", "", None]
+
+
 def test_a_grid_has_each_point_once_and_then_ends(tmp_path):
     search = Searched(tmp_path, space=LIST, sampler="grid", n_trials=None, pruning="none", finals=0)
     search.measure = lambda words, epochs: float(words["model.hidden_units"])
@@ -375,6 +397,41 @@ def test_experiments_that_have_other_images_are_not_compared(door, tmp_path):
         folder.joinpath(f"{name}.yaml").write_text(text)
     words = (*SEARCH, SPLIT, "--config-dir", str(folder.parent), "experiment=one,two")
     assert "data.split_seed: received 1 in one trial and 2 in another" in door.error(*words)
+
+
+@pytest.fixture
+def won(door, monkeypatch):
+    """Return a function that begins a search, in which trial 0 has won with the given values.
+
+    It returns the overrides of the winner's trainings, and the command that trains it.
+    """
+
+    def win(*words, **values):
+        found = []
+
+        def begun(*_, search, **__):
+            source = search.source
+            search.log.write("trial", 0, 0.0, epochs=source.last, values=values, attrs={})
+            search.log.write("result", 0, 0.0, epochs=[source.last], objectives=[0.9])
+            found.append([words for _, words in iter(source.next, None)])
+            found.append(search.winner_command())
+            raise SystemExit(0)
+
+        monkeypatch.setattr(door, "sweep", begun)
+        options = ("tracking=none", "hydra.sweeper.pruning=none", "hydra.sweeper.n_trials=1")
+        assert door("-m", "hydra/sweeper=optuna", SPLIT, *options, *words) == 0
+        return found
+
+    return win
+
+
+def test_callbacks_that_the_winner_has_decide_what_its_trainings_leave_out(won):
+    axis = "callbacks=none,early_stopping"
+    for chosen, dropped in (("none", []), ("early_stopping", ["~callbacks.early_stopping"])):
+        finals, command = won(axis, callbacks=chosen)
+        assert len(finals) == 5
+        assert all([word for word in each if word[0] == "~"] == dropped for each in finals)
+        assert ("~callbacks" in command) == bool(dropped)
 
 
 def test_an_interval_without_a_search_is_refused_with_the_way_to_one(door):

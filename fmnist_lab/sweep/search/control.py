@@ -18,7 +18,7 @@ from fmnist_lab.config import naming
 from fmnist_lab.config.schema import Config, check_section
 from fmnist_lab.errors import UserError
 from fmnist_lab.sweep.launchers import PLUGINS
-from fmnist_lab.sweep.plan import Plan, hash_of
+from fmnist_lab.sweep.plan import Plan, check, hash_of
 from fmnist_lab.sweep.search import options as asked
 from fmnist_lab.sweep.search import space as spaces
 from fmnist_lab.sweep.search.screen import SearchScreen
@@ -48,9 +48,11 @@ class Search:
     config: Config
     source: SearchSource
 
-    def __init__(self, options: asked.SearchOptions, space: spaces.Space, plan: Plan) -> None:
-        """Take a search that was checked."""
-        self.options, self.space, self.plan = options, space, plan
+    def __init__(
+        self, options: asked.SearchOptions, space: spaces.Space, plan: Plan, composed: DictConfig
+    ) -> None:
+        """Take a search that was checked, and the composed sweep that it is."""
+        self.options, self.space, self.plan, self._composed = options, space, plan, composed
 
     @classmethod
     def of(cls, config: DictConfig) -> Search | None:
@@ -79,7 +81,7 @@ class Search:
         space = spaces.parse(OverridesParser.create(config_loader=loader).parse_overrides(words))
         asked.check(options, space)
         axes = {axis.name: axis.text for axis in space.axes}
-        return cls(options, space, Plan(axes, {}, [], hash_of(config, options.deciding())))
+        return cls(options, space, Plan(axes, {}, [], hash_of(config, options.deciding())), config)
 
     @property
     def probes(self) -> Plan:
@@ -97,7 +99,6 @@ class Search:
         asked.check_same(configs)
         # The longest one, if they differ in length.
         self.config = max(configs, key=lambda config: config.trainer.epochs)
-        self.left_out = asked.left_out(self.config)
         seed = self.config.seed
         self.seeds = range(seed + 1, seed + 1 + self.options.finals)
 
@@ -168,10 +169,15 @@ class Search:
         )
         self.screen = SearchScreen(self.total, began, next(iter(self.options.objectives)))
 
-    @property
-    def _final_words(self) -> list[str]:
-        dropped = [f"~callbacks.{name}" for name in self.left_out]
+    def _final_words(self, trial: Trial) -> list[str]:
+        dropped = [f"~callbacks.{name}" for name in asked.left_out(self._config_of(trial))]
         return ["data.validation_fraction=0", *dropped]
+
+    def _config_of(self, trial: Trial) -> Config:
+        """Return a trial's config, whose callbacks may be others than those of another trial."""
+        words = self.space.overrides(trial.values)
+        (checked,) = check(self._composed, Plan({}, {}, [words], ""))
+        return checked.config
 
     @property
     def heading(self) -> dict[str, str]:
@@ -248,10 +254,11 @@ class Search:
             f"\nTrial {trial.number} has won. It is trained on all training images now, with "
             f"{counted(self.options.finals, 'fresh seed')}."
         )
-        for name, metric in self.left_out.items():
+        config = self._config_of(trial)
+        for name, metric in asked.left_out(config).items():
             text += (
                 f" {name} is left out, because it watches {metric}, and no images are held out: "
-                f"each training has all {self.config.trainer.epochs} epochs."
+                f"each training has all {config.trainer.epochs} epochs."
             )
         self.screen.console.print(text, markup=False, soft_wrap=True)
 
@@ -276,7 +283,7 @@ class Search:
         best = self.source.best()
         assert best is not None
         seed = f"seed={self.config.seed + 1}"
-        words = self.space.overrides(best.values, [*self._final_words, seed])
+        words = self.space.overrides(best.values, [*self._final_words(best), seed])
         # The command makes a run that is not there yet.
         return provenance.run_command([word for word in words if not word.startswith("resume=")])
 
