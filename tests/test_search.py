@@ -434,6 +434,19 @@ def test_callbacks_that_the_winner_has_decide_what_its_trainings_leave_out(won):
         assert ("~callbacks" in command) == bool(dropped)
 
 
+def test_the_command_of_the_winner_has_its_folders_and_threads(won, tmp_path):
+    launcher = ("hydra/launcher=local_cores", "hydra.launcher.threads=1")
+    places = ("--config-dir", str(tmp_path))
+    _, command = won(*places, *launcher, DROPOUT, **{"model.dropout": 0.25})
+    assert command.startswith(f"python -m fmnist_lab.run --config-dir={tmp_path} ")
+    assert command.endswith(
+        "model.dropout=0.25 data.validation_fraction=0 seed=1 trainer.threads=1"
+    )
+    _, command = won(*launcher, "trainer.threads=2", DROPOUT, **{"model.dropout": 0.25})
+    assert "trainer.threads=2" in command
+    assert "trainer.threads=1" not in command
+
+
 def test_an_interval_without_a_search_is_refused_with_the_way_to_one(door):
     said = door.error("-m", SPLIT, DROPOUT)
     assert said.startswith("model.dropout: received interval(0,0.5), which has no end of values")

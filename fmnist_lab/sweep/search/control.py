@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from fmnist_lab import tracking
-from fmnist_lab.config import naming
+from fmnist_lab.config import flags, naming
 from fmnist_lab.config.schema import Config, check_section
 from fmnist_lab.errors import UserError
 from fmnist_lab.sweep.launchers import PLUGINS
@@ -284,8 +285,12 @@ class Search:
         assert best is not None
         seed = f"seed={self.config.seed + 1}"
         words = self.space.overrides(best.values, [*self._final_words(best), seed])
+        threads = self._composed.hydra.launcher.get("threads")
+        if threads is not None and self._config_of(best).trainer.threads is None:
+            words.append(f"trainer.threads={threads}")
         # The command makes a run that is not there yet.
-        return provenance.run_command([word for word in words if not word.startswith("resume=")])
+        words = [word for word in words if not word.startswith("resume=")]
+        return provenance.run_command([*flags.given(sys.argv[1:]), *words])
 
     def tell(self) -> None:
         """Print how many trials have come to which end, and the best, where no run was kept."""
