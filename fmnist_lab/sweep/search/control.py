@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from fmnist_lab.config import flags, naming
 from fmnist_lab.config.schema import Config, check_section
 from fmnist_lab.errors import UserError
 from fmnist_lab.sweep.launchers import PLUGINS
-from fmnist_lab.sweep.plan import Plan, check, hash_of
+from fmnist_lab.sweep.plan import Checked, Plan, check, hash_of
 from fmnist_lab.sweep.search import options as asked
 from fmnist_lab.sweep.search import space as spaces
 from fmnist_lab.sweep.search.screen import SearchScreen
@@ -89,12 +89,13 @@ class Search:
         """Trials that together show whether all others are possible, as a plan to be checked."""
         return Plan(self.plan.axes, {}, self.space.probes(), "")
 
-    def check(self, configs: Sequence[Config]) -> None:
-        """Take the configs of the probes, and refuse those that a search could not compare.
+    def check(self, checked: Sequence[Checked]) -> None:
+        """Take the probes, and refuse those that a search could not compare.
 
         Raises:
             UserError: One of them.
         """
+        self._checked, configs = checked, [one.config for one in checked]
         for config in configs:
             asked.check_config(self.options, config)
         asked.check_same(configs)
@@ -102,6 +103,31 @@ class Search:
         self.config = max(configs, key=lambda config: config.trainer.epochs)
         seed = self.config.seed
         self.seeds = range(seed + 1, seed + 1 + self.options.finals)
+
+    def dearest(self, cost: Callable[[Config], float]) -> Config:
+        """Return the config of the trial that costs most, as far as the probes tell.
+
+        Args:
+            cost: Returns what a trial of a config costs.
+        """
+        costs = {tuple(one.job): cost(one.config) for one in self._checked}
+        first = {axis.name: axis.probes[0] for axis in self.space.axes}
+        most = dict(first)
+        for axis in self.space.axes:
+            jobs = {
+                value: tuple(self.space.overrides(first | {axis.name: value}))
+                for value in axis.probes
+            }
+            most[axis.name] = max(jobs, key=lambda value: costs.get(jobs[value], 0.0))
+        try:
+            return self._config_of(most)
+        except UserError:  # Not all values go together.
+            return max((one.config for one in self._checked), key=cost)
+
+    @property
+    def epochs(self) -> int:
+        """The epochs of a trial that is never paused; 0 if, without pruning, each has its own."""
+        return 0 if "trainer.epochs" in self.plan.axes else self.config.trainer.epochs
 
     @property
     def name(self) -> str:
@@ -162,8 +188,7 @@ class Search:
             self.options,
             self.space,
             self.log,
-            # Without pruning, each trial may have its own.
-            epochs=0 if "trainer.epochs" in self.plan.axes else self.config.trainer.epochs,
+            epochs=self.epochs,
             seeds=self.seeds,
             final_words=self._final_words,
             listener=self,
@@ -171,12 +196,12 @@ class Search:
         self.screen = SearchScreen(self.total, began, next(iter(self.options.objectives)))
 
     def _final_words(self, trial: Trial) -> list[str]:
-        dropped = [f"~callbacks.{name}" for name in asked.left_out(self._config_of(trial))]
+        dropped = [f"~callbacks.{name}" for name in asked.left_out(self._config_of(trial.values))]
         return ["data.validation_fraction=0", *dropped]
 
-    def _config_of(self, trial: Trial) -> Config:
-        """Return a trial's config, whose callbacks may be others than those of another trial."""
-        words = self.space.overrides(trial.values)
+    def _config_of(self, values: Mapping[str, spaces.Value]) -> Config:
+        """Return the config of a trial, whose callbacks may be others than those of another one."""
+        words = self.space.overrides(values)
         (checked,) = check(self._composed, Plan({}, {}, [words], ""))
         return checked.config
 
@@ -255,7 +280,7 @@ class Search:
             f"\nTrial {trial.number} has won. It is trained on all training images now, with "
             f"{counted(self.options.finals, 'fresh seed')}."
         )
-        config = self._config_of(trial)
+        config = self._config_of(trial.values)
         for name, metric in asked.left_out(config).items():
             text += (
                 f" {name} is left out, because it watches {metric}, and no images are held out: "
@@ -286,7 +311,7 @@ class Search:
         seed = f"seed={self.config.seed + 1}"
         words = self.space.overrides(best.values, [*self._final_words(best), seed])
         threads = self._composed.hydra.launcher.get("threads")
-        if threads is not None and self._config_of(best).trainer.threads is None:
+        if threads is not None and self._config_of(best.values).trainer.threads is None:
             words.append(f"trainer.threads={threads}")
         # The command makes a run that is not there yet.
         words = [word for word in words if not word.startswith("resume=")]
