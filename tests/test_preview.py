@@ -16,6 +16,7 @@ from fmnist_lab.config import naming
 from fmnist_lab.config.schema import Config
 from fmnist_lab.sweep import estimate
 from fmnist_lab.sweep.estimate import Estimator, makespan
+from fmnist_lab.sweep.search.trials import LOG, TrialLog
 from fmnist_lab.tracking import Store, history
 from fmnist_lab.tracking.history import PastRun
 
@@ -141,8 +142,42 @@ def test_a_search_is_shown_with_its_budget(door, kept, capsys):
     out = shown(capsys, "-m", *words, "trainer.epochs=4", rate)
     assert "optimizer.learning_rate=interval(0.1,1)" in out
     assert re.search(r"^budget +60 trials$", out, re.M)
-    assert "a trial takes about 4.0 s if it is as large as h128 e4 s0" in out
+    assert "a trial takes at most about 4.0 s, which is that of h128 e4 s0" in out
     assert "none can be listed" in out
+
+
+def test_a_search_takes_no_longer_than_is_said(door, kept, capsys, monkeypatch):
+    hashes = []
+
+    def opened(*arguments: object, **_: object) -> None:
+        hashes.append(arguments[3]["sweep.hash"])
+        raise SystemExit(0)
+
+    kept.run(door.config("trainer.epochs=4", "data.validation_fraction=0.1"))
+    words = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.pruning=none", "hydra.sweeper.finals=3")
+    words += ("data.validation_fraction=0.1", "model.hidden_units=32,128", "trainer.epochs=1,4")
+    monkeypatch.setattr(door, "sweep", opened)
+    assert door(*words, "hydra.sweeper.sampler=grid") == 0
+    out = shown(capsys, *words, "hydra.sweeper.sampler=grid")
+    # Of the values that go together, too, those that take longest; and a training more often than
+    # a trial has the held-out images.
+    assert "a trial takes at most about 4.0 s, which is that of h128 e4" in out
+    most = re.search(r"at most about ([\d.]+) s on 1 worker, 3 trainings of the winner", out)
+    assert 8.5 + 4 * 4.4 + 3 * 4.4 <= float(most[1]) <= 45
+    # One trial begins when the time is nearly up, and the winner is trained then.
+    out = shown(capsys, *words, "hydra.sweeper.timeout=0.1")
+    most = re.search(r"at most about ([\d.]+) s on 1 worker", out)
+    assert 8.5 + 6 + 4.4 + 3 * 4.4 <= float(most[1]) <= 36
+    search = kept.client.create_run(kept.experiment, tags={"sweep.hash": hashes[0]}).info.run_id
+    log = TrialLog(Path("mlruns/hydra", search, LOG))
+    for number in (0, 1):
+        log.write("trial", number, 0.0, epochs=0, values={}, attrs={})
+    log.write("result", 0, 4.0, epochs=[0], objectives=[0.9])
+    log.close()
+    before = contents(Path.cwd())
+    out = shown(capsys, *words, "hydra.sweeper.sampler=grid", "resume=true")
+    assert contents(Path.cwd()) == before
+    assert "begun    2 trials before, 1 of them finished; it goes on\n" in out
 
 
 def test_whether_it_is_a_dry_run_is_no_part_of_a_sweep(door, monkeypatch):

@@ -236,6 +236,28 @@ def test_a_training_of_the_winner_that_failed_is_done_again(tmp_path):
     assert len([number for number, _ in search.given if number < FINALS]) == 3
 
 
+def test_all_workers_train_the_winner_at_once(tmp_path):
+    source = Searched(tmp_path, n_trials=2, pruning="none", finals=3).open()
+    trials = [source.next(), source.next()]
+    source.over(0, _returned(trials[0]))
+    # The other trial may win yet.
+    assert source.next() is None
+    source.over(1, _returned(trials[1]))
+    finals = [source.next() for _ in range(3)]
+    assert [number - FINALS for number, _ in finals] == [0, 1, 2]
+    assert source.next() is None
+    assert source.workers == 3
+
+
+def test_of_trainings_that_were_killed_only_those_asked_for_are_repeated(tmp_path):
+    search = Searched(tmp_path, n_trials=1, pruning="none", finals=3)
+    source = search.open()
+    source.over(0, _returned(source.next()))
+    assert len([source.next() for _ in range(3)]) == 3
+    search.options = options_of(n_trials=1, pruning="none", finals=2)
+    assert list(search.run().trials.finals.values()) == ["", "", None]
+
+
 def test_a_grid_has_each_point_once_and_then_ends(tmp_path):
     search = Searched(tmp_path, space=LIST, sampler="grid", n_trials=None, pruning="none", finals=0)
     search.measure = lambda words, epochs: float(words["model.hidden_units"])
@@ -294,6 +316,8 @@ def _returned(given):
         ({"objective": "accuracy/test"}, [], "for example accuracy/validation"),
         ({"objective": "accuracy/gap"}, [], "for example accuracy/gap_validation"),
         ({"objective": "loss/fit"}, [], "no metric of the held-out images"),
+        ({"objective": "acc/validation"}, [], "expected one of accuracy/validation"),
+        ({"objective": "precision/gap_validation"}, [], "no metric of the held-out images"),
         ({"objective": [ACCURACY, GAP]}, [], "no rung can rank trials by several figures at once"),
         ({"objective": [ACCURACY, ACCURACY]}, [], "expected each metric once"),
         ({"direction": ["maximize"] * 2}, [], "2 directions for 1 objectives"),
@@ -305,7 +329,9 @@ def _returned(given):
         ({}, ["seed=range(3)"], "a search that chooses the seed chooses luck"),
         ({}, ["trainer.epochs=5,9"], "expected one number, or hydra.sweeper.pruning=none"),
         ({}, ["data.validation_fraction=0.1,0.2"], "on the same held-out images only"),
-        ({}, ["pause_after=3"], "the search itself says when a trial is paused"),
+        ({}, ["data.split_seed=range(0,20)"], "on the same held-out images only"),
+        ({}, ["data=default,other"], "on the same held-out images only"),
+        ({}, ["+pause_after=2,3"], "the search itself says when a trial is paused"),
         ({}, ["model.x=interval(0.5,0.1)"], "the smaller one first"),
         ({}, ["model.x=tag(log,interval(0,0.1))"], "two numbers above 0"),
     ],
@@ -324,6 +350,7 @@ def test_a_sampler_that_needs_torch_says_so():
 
 
 SEARCH = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3")
+OBJECTIVE = "hydra.sweeper.objective"
 SPLIT = "data.validation_fraction=0.1"
 
 
@@ -335,11 +362,89 @@ SPLIT = "data.validation_fraction=0.1"
         ([SPLIT, DROPOUT, "job=evaluate", "model_uri=runs:/1/model"], "expected job=train"),
         ([SPLIT, "model.dropout=interval(0.5,1.5)"], "model.dropout: received 1.5, expected a"),
         ([SPLIT, "model.dropout=0.5"], "nothing is searched"),
+        ([SPLIT, DROPOUT, "+pause_after=2"], "the search itself says when a trial is paused"),
+        ([SPLIT, DROPOUT, "pause_after=2"], "the search itself says when a trial is paused"),
+        ([SPLIT, DROPOUT, f"{OBJECTIVE}=accuracy/validation_clean"], "has a wrong label"),
+        (
+            [SPLIT, DROPOUT, f"{OBJECTIVE}={GAP}", "trainer.epochs=9", "trainer.evaluate_every=3"],
+            "compared after 1 epoch, when it is not measured; expected trainer.evaluate_every=1, "
+            "hydra.sweeper.first_rung=3, or",
+        ),
         ([SPLIT, DROPOUT, "hydra.sweeper.prunning=none"], "hydra.sweeper.prunning: unknown key"),
     ],
 )
 def test_a_command_that_cannot_be_a_search_is_refused(door, words, said):
     assert said in door.error(*SEARCH, *words)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("seed", "${trainer.batch_size}", "seed: received 32 in one trial and 64 in another, but"),
+        ("data.split_seed", "${trainer.batch_size}", "data.split_seed: received 32 in one trial"),
+        ("data.train_limit", "${trainer.batch_size}", "on the same held-out images only"),
+    ],
+)
+def test_a_search_over_what_decides_the_images_or_the_luck_is_refused(door, key, value, said):
+    assert said in door.error(*SEARCH, SPLIT, "trainer.batch_size=32,64", f"{key}={value}")
+
+
+def test_experiments_that_have_other_images_are_not_compared(door, tmp_path):
+    folder = tmp_path / "mine" / "experiment"
+    folder.mkdir(parents=True)
+    for name, seed in (("one", 1), ("two", 2)):
+        text = f"# @package _global_\ndata:\n  split_seed: {seed}\n"
+        folder.joinpath(f"{name}.yaml").write_text(text)
+    words = (*SEARCH, SPLIT, "--config-dir", str(folder.parent), "experiment=one,two")
+    assert "data.split_seed: received 1 in one trial and 2 in another" in door.error(*words)
+
+
+@pytest.fixture
+def won(door, monkeypatch):
+    """Return a function that begins a search, in which trial 0 has won with the given values.
+
+    It returns the overrides of the winner's trainings, and the command that trains it.
+    """
+
+    def win(*words, **values):
+        found = []
+
+        def begun(*_, search, **__):
+            source = search.source
+            search.log.write("trial", 0, 0.0, epochs=source.last, values=values, attrs={})
+            search.log.write("result", 0, 0.0, epochs=[source.last], objectives=[0.9])
+            found.append([words for _, words in iter(source.next, None)])
+            found.append(search.winner_command())
+            raise SystemExit(0)
+
+        monkeypatch.setattr(door, "sweep", begun)
+        options = ("tracking=none", "hydra.sweeper.pruning=none", "hydra.sweeper.n_trials=1")
+        assert door("-m", "hydra/sweeper=optuna", SPLIT, *options, *words) == 0
+        return found
+
+    return win
+
+
+def test_callbacks_that_the_winner_has_decide_what_its_trainings_leave_out(won):
+    axis = "callbacks=none,early_stopping"
+    for chosen, dropped in (("none", []), ("early_stopping", ["~callbacks.early_stopping"])):
+        finals, command = won(axis, callbacks=chosen)
+        assert len(finals) == 5
+        assert all([word for word in each if word[0] == "~"] == dropped for each in finals)
+        assert ("~callbacks" in command) == bool(dropped)
+
+
+def test_the_command_of_the_winner_has_its_folders_and_threads(won, tmp_path):
+    launcher = ("hydra/launcher=local_cores", "hydra.launcher.threads=1")
+    places = ("--config-dir", str(tmp_path))
+    _, command = won(*places, *launcher, DROPOUT, **{"model.dropout": 0.25})
+    assert command.startswith(f"python -m fmnist_lab.run --config-dir={tmp_path} ")
+    assert command.endswith(
+        "model.dropout=0.25 data.validation_fraction=0 seed=1 trainer.threads=1"
+    )
+    _, command = won(*launcher, "trainer.threads=2", DROPOUT, **{"model.dropout": 0.25})
+    assert "trainer.threads=2" in command
+    assert "trainer.threads=1" not in command
 
 
 def test_an_interval_without_a_search_is_refused_with_the_way_to_one(door):

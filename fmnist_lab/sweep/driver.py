@@ -396,7 +396,7 @@ def checked_plan(config: DictConfig) -> tuple[Plan, list[Checked], Search | None
     planned = search.plan if search else plan(config)
     checked = check(config, search.probes if search else planned)
     if search:
-        search.check([one.config for one in checked])
+        search.check(checked)
     base.prepare(config.hydra.launcher, checked[0].config.tracking)
     for part in ("launcher", "sweeper"):
         target = config.hydra[part]._target_

@@ -32,6 +32,8 @@ from fmnist_lab.sweep.estimate import (
     makespan,
 )
 from fmnist_lab.sweep.plan import Plan, job_configs
+from fmnist_lab.sweep.search.control import Search
+from fmnist_lab.sweep.search.trials import LOG, Trials, read
 from fmnist_lab.system.terminal import aligned, printout
 from fmnist_lab.texts import counted, duration, in_bytes, line
 from fmnist_lab.tracking import history, journal
@@ -193,12 +195,12 @@ def show_sweep(config: DictConfig) -> None:
     Raises:
         UserError: The sweep could not be done, or the store cannot be read.
     """
-    planned, checked, *_ = driver.checked_plan(config)
+    planned, checked, search = driver.checked_plan(config)
     tracked = checked[0].config.tracking
     threads = config.hydra.launcher.get("threads")
     console = printout(piped=120)
     if not planned.jobs:
-        _show_search(console, config, planned, checked[0].config, threads)
+        _show_search(console, config, planned, [one.config for one in checked], search)
         return
     configs = job_configs(config, planned, checked, composing=MOST_COMPOSED)
     configs += [None] * (len(planned.jobs) - len(configs))
@@ -225,34 +227,80 @@ def show_sweep(config: DictConfig) -> None:
 
 
 def _show_search(
-    console: Console, config: DictConfig, planned: Plan, base: Config, threads: int | None
+    console: Console,
+    config: DictConfig,
+    planned: Plan,
+    probes: Sequence[Config],
+    search: Search | None,
 ) -> None:
-    """Print what can be said of a search, which chooses its jobs one by one."""
-    known = _Known([base], base.tracking, threads)
-    job = known.job(naming.run_name(base), base)
-    sweeper, workers = config.hydra.sweeper, _workers(config) or 1
-    trials, minutes = sweeper.get("n_trials"), sweeper.get("timeout")
+    """Print what can be said of a search, which chooses its jobs one by one.
+
+    Args:
+        console: Takes the lines.
+        config: The composed sweep.
+        planned: Its plan.
+        probes: Configs of trials.
+        search: The search; None of a sweeper that is none of ours.
+    """
+    known = _Known(probes, probes[0].tracking, config.hydra.launcher.get("threads"))
+    dearest = search.dearest(lambda each: known.job("", each).seconds) if search else probes[0]
+    job = known.job(naming.run_name(dearest), dearest)
+    assert job.cost is not None
+    sweeper, workers = config.hydra.sweeper, _workers(config)
+    trials, minutes = search.total if search else sweeper.get("n_trials"), sweeper.get("timeout")
+    finals = search.options.finals if search else 0
     budget = [counted(int(trials), "trial")] if trials else []
     budget += [f"{minutes:g} minutes"] if minutes else []
     name = config.hydra.runtime.choices.get("hydra/sweeper")
-    facts = {
-        "search": f"{name}: " + "  ".join(f"{key}={value}" for key, value in planned.axes.items()),
-        "kept in": known.place(),
-        "budget": " or ".join(budget) or "none is given",
-    }
-    each = f"a trial takes about {duration(job.seconds)} if it is as large as {job.name}"
-    if trials:
-        whole = START_SECONDS + (job.seconds + BETWEEN_SECONDS) * -(-int(trials) // workers)
-        whole = min(whole, 60 * minutes) if minutes else whole
-        facts["time"] = f"at most about {duration(whole)} on {counted(workers, 'worker')}: {each}"
-    else:
-        facts["time"] = each
-    facts["time"] += f"; {_source([job])}"
-    if job.cost and trials:
-        facts["disk"] = known.disk(job.cost.bytes * int(trials))
-    aligned(console, facts)
+    before = _trials_before(config, known, planned.hash) if search else Trials()
+    last = search.options.rungs(search.epochs)[-1] if search else 0
+    finished = sum(bool(each.failure) or last in each.results for each in before.all)
+    done, spent = (finished, before.seconds) if config.get("resume") else (0, 0.0)
+    # A paused trial is a job of its own at each rung.
+    rungs = len(search.options.rungs(dearest.trainer.epochs)) if search else 1
+    trial = job.seconds + (rungs - 1) * job.cost.fixed + rungs * BETWEEN_SECONDS
+    limits = [trial * -(-max(int(trials) - done, 0) // (workers or 1))] if trials else []
+    # What runs when the time is up is finished, and then the winner is trained.
+    limits += [max(60 * minutes - spent, 0) + trial] if minutes else []
+    each = f"a trial takes at most about {duration(job.seconds)}, which is that of {job.name}"
+    if limits:
+        whole = dearest.model_copy(
+            update={"data": dearest.data.model_copy(update={"validation_fraction": 0.0})}
+        )
+        final = known.job("", whole).seconds + BETWEEN_SECONDS
+        around = SWEEP_START_SECONDS + BEFORE_SECONDS + AFTER_SECONDS
+        most = around + min(limits) + final * -(-finals // (workers or 1))
+        how = f"on {counted(workers, 'worker')}" if workers else "if one job ran at a time"
+        more = f", {counted(finals, 'training')} of the winner included" if finals else ""
+        each = f"at most about {duration(most)} {how}{more}: {each}"
+    kept = known.disk(job.cost.bytes * (max(int(trials) - done, 0) + finals if trials else 1))
+    then = "it goes on" if config.get("resume") else "resume=true would go on with it"
+    begun = f"{counted(len(before.all), 'trial')} before, {finished:,} of them finished; {then}"
+    aligned(
+        console,
+        {
+            "search": f"{name}: " + "  ".join(f"{k}={axis}" for k, axis in planned.axes.items()),
+            "kept in": known.place(),
+            "budget": " or ".join(budget) or "none is given",
+            **({BEGUN: begun} if before.all else {}),
+            "time": f"{each}; {_source([job])}",
+            "disk": kept if trials else f"for each trial and training of the winner {kept}",
+        },
+    )
     console.print("\nA search chooses its jobs one by one, so that none can be listed.")
     _end(console)
+
+
+def _trials_before(config: DictConfig, known: _Known, sweep_hash: str) -> Trials:
+    """Return the trials of the search that resume=true goes on with; none if it is elsewhere."""
+    if known.store is None:
+        return Trials()
+    sweep = history.newest_sweep(known.store, known.experiment, sweep_hash)
+    file = Path(str(config.hydra.sweep.dir)) / sweep / LOG
+    if not sweep or not file.exists():
+        return Trials()
+    with file.open("rb") as lines:
+        return read(lines)[0]
 
 
 def _config_in_short(config: Config) -> dict[str, str]:

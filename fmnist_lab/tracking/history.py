@@ -195,6 +195,27 @@ def _bytes(noted: str) -> int:
         return 0
 
 
+def newest_sweep(store: Store, experiment: str, sweep_hash: str) -> str:
+    """Return the id of the sweep that `resume=true` would go on with; "" if none is known.
+
+    Args:
+        store: Where to look; only a local store tells.
+        experiment: The name of the experiment.
+        sweep_hash: The sweep's tag `sweep.hash`.
+    """
+    if store.database is None or not store.is_there():
+        return ""
+    question = (
+        "SELECT runs.run_uuid FROM runs JOIN experiments "
+        "ON experiments.experiment_id = runs.experiment_id AND experiments.name = :experiment "
+        "JOIN tags ON tags.run_uuid = runs.run_uuid AND tags.key = 'sweep.hash' "
+        "WHERE tags.value = :hash AND runs.lifecycle_stage = 'active' "
+        "ORDER BY start_time DESC LIMIT 1"
+    )
+    found = _ask(store, question, experiment=experiment, hash=sweep_hash)
+    return str(found[0][0]) if found else ""
+
+
 def past_sweeps(store: Store, host: str) -> list[PastSweep]:
     """Return how long the newest finished sweeps of a machine took beside their runs.
 

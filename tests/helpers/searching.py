@@ -88,7 +88,7 @@ class Searched:
             TrialLog(self.file),
             epochs=self.epochs,
             seeds=range(1, 1 + self.options.finals),
-            final_words=["data.validation_fraction=0"],
+            final_words=lambda trial: ["data.validation_fraction=0"],
             listener=self.listener,
         )
 

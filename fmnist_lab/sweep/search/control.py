@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +15,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from fmnist_lab import tracking
-from fmnist_lab.config import naming
+from fmnist_lab.config import flags, naming
 from fmnist_lab.config.schema import Config, check_section
 from fmnist_lab.errors import UserError
 from fmnist_lab.sweep.launchers import PLUGINS
-from fmnist_lab.sweep.plan import Plan, hash_of
+from fmnist_lab.sweep.plan import Checked, Plan, check, hash_of
 from fmnist_lab.sweep.search import options as asked
 from fmnist_lab.sweep.search import space as spaces
 from fmnist_lab.sweep.search.screen import SearchScreen
@@ -48,9 +49,11 @@ class Search:
     config: Config
     source: SearchSource
 
-    def __init__(self, options: asked.SearchOptions, space: spaces.Space, plan: Plan) -> None:
-        """Take a search that was checked."""
-        self.options, self.space, self.plan = options, space, plan
+    def __init__(
+        self, options: asked.SearchOptions, space: spaces.Space, plan: Plan, composed: DictConfig
+    ) -> None:
+        """Take a search that was checked, and the composed sweep that it is."""
+        self.options, self.space, self.plan, self._composed = options, space, plan, composed
 
     @classmethod
     def of(cls, config: DictConfig) -> Search | None:
@@ -72,31 +75,59 @@ class Search:
         values: Any = OmegaConf.to_container(sweeper, resolve=True)
         options = check_section(asked.SearchOptions, values, "hydra.sweeper.")
         params = (options.params or {}).items()
-        words = [*(f"{key}={value}" for key, value in params), *config.hydra.overrides.task]
+        # Unresolved, because a key may follow another one that is searched over.
+        task: Any = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+        words = [*(f"{key}={value}" for key, value in params), *task]
         loader = GlobalHydra.instance().config_loader()
         space = spaces.parse(OverridesParser.create(config_loader=loader).parse_overrides(words))
         asked.check(options, space)
         axes = {axis.name: axis.text for axis in space.axes}
-        return cls(options, space, Plan(axes, {}, [], hash_of(config, options.deciding())))
+        return cls(options, space, Plan(axes, {}, [], hash_of(config, options.deciding())), config)
 
     @property
     def probes(self) -> Plan:
         """Trials that together show whether all others are possible, as a plan to be checked."""
         return Plan(self.plan.axes, {}, self.space.probes(), "")
 
-    def check(self, configs: Sequence[Config]) -> None:
-        """Take the configs of the probes, and refuse those that a search could not compare.
+    def check(self, checked: Sequence[Checked]) -> None:
+        """Take the probes, and refuse those that a search could not compare.
 
         Raises:
             UserError: One of them.
         """
+        self._checked, configs = checked, [one.config for one in checked]
         for config in configs:
             asked.check_config(self.options, config)
+        asked.check_same(configs)
         # The longest one, if they differ in length.
         self.config = max(configs, key=lambda config: config.trainer.epochs)
-        self.left_out = asked.left_out(self.config)
         seed = self.config.seed
         self.seeds = range(seed + 1, seed + 1 + self.options.finals)
+
+    def dearest(self, cost: Callable[[Config], float]) -> Config:
+        """Return the config of the trial that costs most, as far as the probes tell.
+
+        Args:
+            cost: Returns what a trial of a config costs.
+        """
+        costs = {tuple(one.job): cost(one.config) for one in self._checked}
+        first = {axis.name: axis.probes[0] for axis in self.space.axes}
+        most = dict(first)
+        for axis in self.space.axes:
+            jobs = {
+                value: tuple(self.space.overrides(first | {axis.name: value}))
+                for value in axis.probes
+            }
+            most[axis.name] = max(jobs, key=lambda value: costs.get(jobs[value], 0.0))
+        try:
+            return self._config_of(most)
+        except UserError:  # Not all values go together.
+            return max((one.config for one in self._checked), key=cost)
+
+    @property
+    def epochs(self) -> int:
+        """The epochs of a trial that is never paused; 0 if, without pruning, each has its own."""
+        return 0 if "trainer.epochs" in self.plan.axes else self.config.trainer.epochs
 
     @property
     def name(self) -> str:
@@ -157,18 +188,22 @@ class Search:
             self.options,
             self.space,
             self.log,
-            # Without pruning, each trial may have its own.
-            epochs=0 if "trainer.epochs" in self.plan.axes else self.config.trainer.epochs,
+            epochs=self.epochs,
             seeds=self.seeds,
             final_words=self._final_words,
             listener=self,
         )
         self.screen = SearchScreen(self.total, began, next(iter(self.options.objectives)))
 
-    @property
-    def _final_words(self) -> list[str]:
-        dropped = [f"~callbacks.{name}" for name in self.left_out]
+    def _final_words(self, trial: Trial) -> list[str]:
+        dropped = [f"~callbacks.{name}" for name in asked.left_out(self._config_of(trial.values))]
         return ["data.validation_fraction=0", *dropped]
+
+    def _config_of(self, values: Mapping[str, spaces.Value]) -> Config:
+        """Return the config of a trial, whose callbacks may be others than those of another one."""
+        words = self.space.overrides(values)
+        (checked,) = check(self._composed, Plan({}, {}, [words], ""))
+        return checked.config
 
     @property
     def heading(self) -> dict[str, str]:
@@ -245,10 +280,11 @@ class Search:
             f"\nTrial {trial.number} has won. It is trained on all training images now, with "
             f"{counted(self.options.finals, 'fresh seed')}."
         )
-        for name, metric in self.left_out.items():
+        config = self._config_of(trial.values)
+        for name, metric in asked.left_out(config).items():
             text += (
                 f" {name} is left out, because it watches {metric}, and no images are held out: "
-                f"each training has all {self.config.trainer.epochs} epochs."
+                f"each training has all {config.trainer.epochs} epochs."
             )
         self.screen.console.print(text, markup=False, soft_wrap=True)
 
@@ -273,9 +309,13 @@ class Search:
         best = self.source.best()
         assert best is not None
         seed = f"seed={self.config.seed + 1}"
-        words = self.space.overrides(best.values, [*self._final_words, seed])
+        words = self.space.overrides(best.values, [*self._final_words(best), seed])
+        threads = self._composed.hydra.launcher.get("threads")
+        if threads is not None and self._config_of(best.values).trainer.threads is None:
+            words.append(f"trainer.threads={threads}")
         # The command makes a run that is not there yet.
-        return provenance.run_command([word for word in words if not word.startswith("resume=")])
+        words = [word for word in words if not word.startswith("resume=")]
+        return provenance.run_command([*flags.given(sys.argv[1:]), *words])
 
     def tell(self) -> None:
         """Print how many trials have come to which end, and the best, where no run was kept."""

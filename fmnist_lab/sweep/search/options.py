@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -14,18 +15,26 @@ from fmnist_lab.errors import UserError
 from fmnist_lab.sweep.search.rungs import rungs
 from fmnist_lab.sweep.search.space import Space
 from fmnist_lab.sweep.search.trials import MOST_FINALS
+from fmnist_lab.texts import counted
 
 Direction = Literal["maximize", "minimize"]
-# A metric of the images that are held out; all others are no measure to choose by.
-VALIDATION = "validation"
-ACCURACY = "accuracy/validation"
+# The metrics of the images that are held out; all others are no measure to choose by. Those of
+# `AT_TIMES` exist only after an epoch whose model was evaluated on all images.
+VALIDATION, GAP, CLEAN = "validation", "gap_validation", "validation_clean"
+METRICS = [f"{kind}/{part}" for part in (VALIDATION, GAP, CLEAN) for kind in ("accuracy", "loss")]
+AT_TIMES = (GAP, CLEAN)
+ACCURACY = f"accuracy/{VALIDATION}"
+LONGEST_VALUE = 40  # in a message; a list of images is long
 # Every trial is measured on the same images, from the same random numbers, and for as long.
 NEVER = {
     "seed": (
         "a search that chooses the seed chooses luck; leave it out: hydra.sweeper.finals=5 trains "
         "the winner with fresh seeds"
     ),
-    "data.validation_fraction": "trials can be compared on the same held-out images only",
+    "data": (
+        "trials can be compared on the same held-out images only, after learning from the same "
+        "others; expected one value for all of them"
+    ),
     "pause_after": "the search itself says when a trial is paused",
     "resume": "it is an option of the whole search",
     "job": "a search trains",
@@ -110,7 +119,7 @@ def check(options: SearchOptions, space: Space) -> None:
     """
     _check_objectives(options)
     for axis in space.axes:
-        if reason := NEVER.get(axis.name):
+        if reason := NEVER.get("data" if axis.name.startswith("data.") else axis.name):
             raise UserError(f"{axis.name}: received {axis.text}, but {reason}")
         if axis.name == "trainer.epochs" and options.pruning != "none":
             raise UserError(
@@ -119,11 +128,6 @@ def check(options: SearchOptions, space: Space) -> None:
                 "chooses how long each is trained; expected one number, or "
                 "hydra.sweeper.pruning=none"
             )
-    if "pause_after" in space.fixed:
-        raise UserError(
-            f"pause_after: received {space.fixed['pause_after']}, but "
-            f"{NEVER['pause_after']}; leave it out"
-        )
     if options.n_trials is None and options.timeout is None and options.sampler != "grid":
         raise UserError(
             "hydra.sweeper.n_trials: received null with hydra.sweeper.timeout=null, expected the "
@@ -146,10 +150,10 @@ def _check_objectives(options: SearchOptions) -> None:
                 "search that chooses on the test set leaves no figure to judge its winner by; "
                 f"expected a metric of the held-out images, for example {other}"
             )
-        if not name.endswith(VALIDATION):
+        if name not in METRICS:
             raise UserError(
                 f"hydra.sweeper.objective: received {name}, which is no metric of the held-out "
-                f"images; expected one, for example {ACCURACY}"
+                f"images; expected one of {', '.join(METRICS)}"
             )
     if len(set(names)) < len(names):
         raise UserError(
@@ -214,6 +218,11 @@ def check_config(options: SearchOptions, config: Config) -> None:
             "out of the training, and never on the test set; expected a share above 0, for "
             "example data.validation_fraction=0.1"
         )
+    if config.pause_after is not None:
+        raise UserError(
+            f"pause_after: received {config.pause_after}, but {NEVER['pause_after']}; leave it out"
+        )
+    _check_measured(options, config)
     if config.checkpoint.every is None and options.pruning != "none":
         raise UserError(
             f"checkpoint.every: received null with hydra.sweeper.pruning={options.pruning}, but a "
@@ -225,6 +234,63 @@ def check_config(options: SearchOptions, config: Config) -> None:
             f"tracking: received none with hydra.sweeper.pruning={options.pruning}, but then "
             "nothing is kept that a paused trial could go on from; add hydra.sweeper.pruning=none"
         )
+
+
+def _check_measured(options: SearchOptions, config: Config) -> None:
+    """Refuse an objective that a trial does not have when it is compared by it."""
+    data, every = config.data, config.trainer.evaluate_every
+    for name in options.objectives:
+        received = f"hydra.sweeper.objective: received {name}"
+        wrong = data.label_noise or data.noise_table or data.random_labels
+        if name.endswith(CLEAN) and not (data.noisy_validation and wrong):
+            raise UserError(
+                f"{received}, but no held-out image has a wrong label; expected "
+                f"{name.replace(CLEAN, VALIDATION)}, or data.noisy_validation=true with wrong "
+                "labels, for example data.label_noise=0.2"
+            )
+        if not name.endswith(AT_TIMES):
+            continue
+        for rung in options.rungs(config.trainer.epochs)[:-1]:
+            if rung % every:
+                raise UserError(
+                    f"{received} with trainer.evaluate_every={every}, but trials are compared "
+                    f"after {counted(rung, 'epoch')}, when it is not measured; expected "
+                    f"trainer.evaluate_every=1, hydra.sweeper.first_rung={every}, or "
+                    "hydra.sweeper.pruning=none"
+                )
+
+
+def check_same(configs: Sequence[Config]) -> None:
+    """Refuse trials that would not have the same images and the same seed.
+
+    A key may depend on another one that is searched over, or come from an experiment's file.
+
+    Args:
+        configs: The checked configs of the trials that show whether all others are possible.
+
+    Raises:
+        UserError: Two of them differ in such a key.
+    """
+    first, *others = [{"seed": each.seed, **_data(each)} for each in configs]
+    for other in others:
+        for key in first | other:
+            one, two = first.get(key), other.get(key)
+            if one != two:
+                reason = NEVER["seed" if key == "seed" else "data"]
+                raise UserError(
+                    f"{key}: received {_short(one)} in one trial and {_short(two)} in another, but "
+                    f"{reason}"
+                )
+
+
+def _data(config: Config) -> dict[str, Any]:
+    return {f"data.{key}": value for key, value in config.data.model_dump().items()}
+
+
+def _short(value: Any) -> str:
+    """Return a value as a config spells it, or its beginning."""
+    text = json.dumps(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
 def left_out(config: Config) -> Mapping[str, str]:

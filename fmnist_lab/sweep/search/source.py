@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -60,7 +60,7 @@ class SearchSource:
         *,
         epochs: int,
         seeds: Sequence[int],
-        final_words: Sequence[str],
+        final_words: Callable[[Trial], Sequence[str]],
         listener: Listener,
     ) -> None:
         """Go on where the log ends.
@@ -71,7 +71,7 @@ class SearchSource:
             log: All that has happened before.
             epochs: Epochs of a trial that is never paused; 0 if each has its own.
             seeds: The seeds that the winner is trained with.
-            final_words: Overrides of those trainings beside their seeds.
+            final_words: Returns the overrides of a winner's trainings beside their seeds.
             listener: Is told what happens.
         """
         self.options, self.space, self.log, self.listener = options, space, log, listener
@@ -90,7 +90,7 @@ class SearchSource:
         for number in failed:
             del self.trials.finals[number]
         # A job that ran when an earlier command was killed goes on first.
-        self._again = self.trials.open()
+        self._again = [number for number in self.trials.open() if self._is_wanted(number)]
         self._began = time.monotonic() - self.trials.seconds
 
     @property
@@ -198,9 +198,13 @@ class SearchSource:
         trial = self.trials.all[trial_of(number)]
         if number >= FINALS:
             seed = self.seeds[number - final_number(trial.number, 0)]
-            return self.space.overrides(trial.values, [*self.final_words, f"seed={seed}"])
+            return self.space.overrides(trial.values, [*self.final_words(trial), f"seed={seed}"])
         pause = [f"pause_after={trial.asked}"] if trial.asked != self.last else []
         return self.space.overrides(trial.values, pause)
+
+    def _is_wanted(self, number: int) -> bool:
+        """Return whether a job is a trial, or a training with one of the seeds asked for now."""
+        return number < FINALS or number - final_number(trial_of(number), 0) < len(self.seeds)
 
     def _choose(self) -> Choice | None:
         if self._again:
@@ -210,7 +214,7 @@ class SearchSource:
                 return choice
             if self.most is None or len(self.trials.all) < self.most:
                 return Choice("trial", epochs=self.rungs[0])
-        if self.busy:
+        if any(number < FINALS for number in self.busy):
             return None
         if self.best() is None:
             return self._last_promotion()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -174,6 +174,18 @@ class Trials:
         }
 
 
+def read(lines: Iterable[bytes]) -> tuple[Trials, int]:
+    """Return what the lines of a log tell, and the length of those that are whole."""
+    trials, whole = Trials(), 0
+    for line in lines:
+        # The last line may be torn, and then it tells of nothing that was done.
+        if not line.endswith(b"\n"):
+            break
+        trials.apply(json.loads(line))
+        whole += len(line)
+    return trials, whole
+
+
 class TrialLog:
     """The file that the trials of a search are remembered in.
 
@@ -194,13 +206,7 @@ class TrialLog:
         durable.make_folder(file.parent)
         self._file = file.open("ab+")
         self._file.seek(0)
-        whole = 0
-        for line in self._file:
-            # The last line may be torn, and then it tells of nothing that was done.
-            if not line.endswith(b"\n"):
-                break
-            self.trials.apply(json.loads(line))
-            whole += len(line)
+        self.trials, whole = read(self._file)
         self._file.truncate(whole)
         self._file.seek(0, os.SEEK_END)
         durable.sync_folder(file.parent)
