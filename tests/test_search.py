@@ -156,6 +156,16 @@ def test_a_search_that_is_killed_at_any_moment_goes_on_as_if_it_were_not(
     assert len(ended) - len(set(ended)) <= deaths * workers
 
 
+def test_no_job_takes_over_the_runs_of_another_search(tmp_path):
+    search = Searched(tmp_path, space=("resume=true", "seed=7", DROPOUT), n_trials=2)
+    usual, given = search.do, []
+    search.measure = lambda words, epochs: epochs
+    search.do = lambda number, words: given.extend(words) or usual(number, words)
+    search.run()
+    assert {"pause_after=1", "seed=7", "seed=1"} <= set(given)  # trials, and the winner
+    assert "resume=true" not in given
+
+
 def test_a_longer_search_takes_over_a_shorter_one(tmp_path):
     whole = Searched(tmp_path / "whole", n_trials=12, finals=0, pruning="none")
     whole.run()

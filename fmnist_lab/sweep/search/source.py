@@ -198,9 +198,13 @@ class SearchSource:
         trial = self.trials.all[trial_of(number)]
         if number >= FINALS:
             seed = self.seeds[number - final_number(trial.number, 0)]
-            return self.space.overrides(trial.values, [*self.final_words, f"seed={seed}"])
-        pause = [f"pause_after={trial.asked}"] if trial.asked != self.last else []
-        return self.space.overrides(trial.values, pause)
+            words = self.space.overrides(trial.values, [*self.final_words, f"seed={seed}"])
+        else:
+            pause = [f"pause_after={trial.asked}"] if trial.asked != self.last else []
+            words = self.space.overrides(trial.values, pause)
+        # A job always finds its own runs. With resume=true it would also take over those of another
+        # search, which may be at another epoch and belong to that search's trials.
+        return [word for word in words if word.lstrip("+").partition("=")[0] != "resume"]
 
     def _choose(self) -> Choice | None:
         if self._again:
