@@ -1,16 +1,22 @@
 """The search: its space, its rungs, its log, and what it refuses."""
 
 import importlib.util
+import json
+import re
+import shlex
 import sys
 
 import pytest
+from doors import one_line
+from mlflow import MlflowClient
 from searching import ACCURACY, Killed, Searched, options_of, space_of
 
-from fmnist_lab import compat
+from fmnist_lab import compat, run
 from fmnist_lab.errors import UserError
 from fmnist_lab.sweep.search import rungs
 from fmnist_lab.sweep.search.options import check
 from fmnist_lab.sweep.search.trials import FINALS, TrialLog, trial_of
+from fmnist_lab.tracking import member_tag
 
 DROPOUT = "model.dropout=interval(0,0.5)"
 GAP = "accuracy/gap_validation"
@@ -361,6 +367,49 @@ def test_an_interval_without_a_search_is_refused_with_the_way_to_one(door):
 def test_optuna_that_is_missing_is_named_with_its_extra(door, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert "pip install 'fmnist_lab[search]'" in door.error(*SEARCH, SPLIT, DROPOUT)
+
+
+def test_a_search_does_not_go_on_without_its_log(hydra_here, tmp_path, monkeypatch, capsys):
+    here, there = tmp_path / "here", tmp_path / "there"
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    begun = []
+
+    def begin(*_, **facts):
+        begun.append(facts["search"].source.trials)
+        raise SystemExit(0)
+
+    monkeypatch.setattr("fmnist_lab.sweep.driver.SweepDriver", begin)
+
+    def search(folder, *words: str) -> int:
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        words = (*SEARCH, SPLIT, DROPOUT, f"tracking.uri={uri}", *words)
+        monkeypatch.setattr(sys, "argv", ["run", *words])
+        with pytest.raises(SystemExit) as end:
+            run.main()
+        for parent in client.search_runs(["1"], "tags.job = 'sweep'"):
+            client.set_tag(parent.info.run_id, "process", "another-boot 1 1")  # it was killed
+        return end.value.code
+
+    assert search(here) == 0
+    (parent,) = client.search_runs(["1"])
+    id = parent.info.run_id
+    log = here / "mlruns/hydra" / id / "trials.jsonl"
+    trial = {"event": "trial", "number": 0, "seconds": 1, "epochs": 5, "values": {}, "attrs": {}}
+    log.write_text(json.dumps(trial) + "\n")
+    client.create_run("1", tags={member_tag(id): "00000"})
+    client.set_terminated(id, "KILLED")
+    capsys.readouterr()
+    assert search(there, "resume=true") == 2
+    said = one_line(capsys.readouterr().err)
+    assert said.startswith(f"resume: the log of the trials of this search is not in {there}")
+    assert f"expected it in {log.parent}; add 'hydra.sweep.dir=" in said.replace('"', "'")
+    assert client.get_run(id).info.status == "KILLED"
+    (mend,) = re.search("; add (.*), or leave out resume=true", said).groups()
+    assert search(there, "resume=true", *shlex.split(mend)) == 0
+    assert [len(trials.all) for trials in begun] == [0, 1]
+    assert len(client.search_runs(["1"])) == 2
 
 
 def test_an_objective_is_large_or_small_by_its_name():
