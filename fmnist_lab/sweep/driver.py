@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import re
 import shlex
 import shutil
 import socket
@@ -441,13 +442,15 @@ def _check_log(folder: Path, tags: Mapping[str, str]) -> None:
         return
     was, host = line(tags.get(tracking.FOLDER_TAG)), line(tags.get("host"))
     where = f"expected it in {was or 'mlruns/hydra below the folder that it was begun in'}"
+    again = "repeat the command there"
     if host not in ("", socket.gethostname()):
         where += f" on {host}"
-    again = "repeat the command in the folder that it was begun in"
-    if was == str(folder):
+    elif was == str(folder):
         again = "put it back"
     elif was:
-        again = f"add {shlex.quote(f'hydra.sweep.dir={quoted(str(Path(was).parent))}')}"
+        above = str(Path(was).parent)
+        plain = re.fullmatch(r"[\w./-]+", above)
+        again = f"add {shlex.quote(f'hydra.sweep.dir={above if plain else quoted(above)}')}"
     raise UserError(
         f"resume: the log of the trials of this search is not in {folder}, {where}; {again}, or "
         "leave out resume=true to begin another search"
