@@ -29,6 +29,10 @@ class DivergedError(UserError):
     """The loss became nan or infinite."""
 
 
+class TooLargeError(UserError):
+    """A model has more parameters than are allowed, or needs more memory than there is."""
+
+
 class Terminated(KeyboardInterrupt):
     """A signal to end, raised where the process happened to be, so that it can say goodbye.
 

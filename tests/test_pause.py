@@ -88,6 +88,8 @@ def test_a_paused_run_ends_with_the_bits_of_one_that_was_not(
     second = do(parts, *words, "pause_after=2", "resume=true")
     assert second["epoch"] == 2
     check_paused(parts, 2)
+    assert do(parts, *words, "pause_after=1", "resume=true") == first
+    check_paused(parts, 2)
     capsys.readouterr()
     list_runs(store=store.uri)
     assert "PAUSED" in capsys.readouterr().out
@@ -100,7 +102,10 @@ def test_a_paused_run_ends_with_the_bits_of_one_that_was_not(
     expected.pop("id")
     assert found == expected
     assert only_run(parts).data.tags["paused.after"] == ""
-    assert do(parts, *words, "pause_after=1", "resume=true") == last  # as it is finished
+    # A run that has come further answers with the figures that it had then.
+    assert do(parts, *words, "pause_after=1", "resume=true") == first
+    assert do(parts, *words, "pause_after=2", "resume=true") == second
+    assert do(parts, *words, "resume=true") == last
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -290,6 +291,26 @@ def test_a_job_of_a_sweep_goes_on_with_its_own_run(store, before):
     assert resume.look_up(store, asked, member) is None
     assert (before.status(lost), before.status(of_another)) == ("KILLED", "KILLED")
     left.remove()
+
+
+def test_a_job_waits_for_the_last_worker_of_its_own_run(store, before, monkeypatch):
+    """The driver was killed, and its worker is about to end."""
+    monkeypatch.setattr(resume, "ASK_AGAIN_SECONDS", 0.01)
+    member = Membership(SWEEP, 4, "h1")
+    _, others = before.run("RUNNING", live=True, **{member_tag("b" * 32): "00004"})
+    with pytest.raises(UserError, match="in progress"):
+        resume.look_up(store, before.asked, member)
+    others.remove()
+    run_id, own = before.run("RUNNING", live=True, **member.tags())
+    ending = threading.Timer(0.3, own.release)
+    ending.start()
+    found = resume.look_up(store, before.asked, member)
+    ending.join()
+    assert (found.run_id, found.scratch.folder) == (run_id, own.folder)
+    monkeypatch.setattr(resume, "WAIT_SECONDS", 0.1)
+    with pytest.raises(UserError, match=f"{run_id}.* is in progress"):
+        resume.look_up(store, before.asked, member)
+    found.scratch.remove()
 
 
 # From end to end

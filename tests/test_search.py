@@ -1,16 +1,27 @@
 """The search: its space, its rungs, its log, and what it refuses."""
 
+import errno
 import importlib.util
+import json
+import re
+import shlex
+import sqlite3
 import sys
+from typing import NoReturn
 
 import pytest
-from searching import ACCURACY, Killed, Searched, options_of, space_of
+from doors import one_line
+from mlflow import MlflowClient
+from searching import ACCURACY, Killed, Searched, accuracy, options_of, space_of
 
-from fmnist_lab import compat
-from fmnist_lab.errors import UserError
+from fmnist_lab import compat, run
+from fmnist_lab.errors import DivergedError, TooLargeError, UserError
+from fmnist_lab.jobs.membership import Membership
+from fmnist_lab.sweep.job import Job
 from fmnist_lab.sweep.search import rungs
 from fmnist_lab.sweep.search.options import check
 from fmnist_lab.sweep.search.trials import FINALS, TrialLog, trial_of
+from fmnist_lab.tracking import member_tag
 
 DROPOUT = "model.dropout=interval(0,0.5)"
 GAP = "accuracy/gap_validation"
@@ -156,6 +167,16 @@ def test_a_search_that_is_killed_at_any_moment_goes_on_as_if_it_were_not(
     assert len(ended) - len(set(ended)) <= deaths * workers
 
 
+def test_no_job_takes_over_the_runs_of_another_search(tmp_path):
+    search = Searched(tmp_path, space=("resume=true", "seed=7", DROPOUT), n_trials=2)
+    usual, given = search.do, []
+    search.measure = lambda words, epochs: epochs
+    search.do = lambda number, words: given.extend(words) or usual(number, words)
+    search.run()
+    assert {"pause_after=1", "seed=7", "seed=1"} <= set(given)  # trials, and the winner
+    assert "resume=true" not in given
+
+
 def test_a_longer_search_takes_over_a_shorter_one(tmp_path):
     whole = Searched(tmp_path / "whole", n_trials=12, finals=0, pruning="none")
     whole.run()
@@ -256,6 +277,81 @@ def test_of_trainings_that_were_killed_only_those_asked_for_are_repeated(tmp_pat
     assert len([source.next() for _ in range(3)]) == 3
     search.options = options_of(n_trials=1, pruning="none", finals=2)
     assert list(search.run().trials.finals.values()) == ["", "", None]
+
+
+def test_a_trial_that_failed_by_no_fault_of_its_own_is_done_again_by_resume(tmp_path):
+    search = Searched(tmp_path, n_trials=6)
+    usual, kinds = search.do, {0: "lasting", 1: "", 2: "elsewhere", 4: "nan"}
+
+    def fail(number: int, words: list[str]) -> dict:
+        kind = kinds.get(number)
+        if kind == "nan":
+            return {ACCURACY: float("nan"), "epoch": 1.0}
+        return usual(number, words) if kind is None else {"failure": "no", "kind": kind}
+
+    search.do = fail
+    failed = [trial.number for trial in search.run().trials.all if trial.failure]
+    assert failed == [0, 1, 2, 4]
+    search.do, before = usual, len(search.given)
+    source = search.run()
+    assert [trial.number for trial in source.trials.all if trial.failure] == [0, 4]
+    again = [number for number, _ in search.given[before:] if number < FINALS]
+    assert {1, 2} <= set(again)
+    assert not {0, 4} & set(again)
+    for number in (1, 2):
+        reached = source.trials.all[number].results[1]
+        assert reached == (accuracy(source.trials.all[number].values, 1),)
+    # What was done again is not done a third time.
+    before = len(search.given)
+    search.run()
+    assert search.given[before:] == []
+
+
+def test_a_search_ends_when_the_disk_has_failed_three_jobs_in_a_row(tmp_path):
+    search = Searched(tmp_path, n_trials=20)
+    usual, done = search.do, []
+    full = {3, 4, *range(8, 99)}  # the jobs at whose end there is no room; two are too few
+
+    def do(number: int, words: list[str]) -> dict:
+        done.append(number)
+        if len(done) in full:
+            return {"failure": "the disk is full", "kind": "elsewhere"}
+        return usual(number, words)
+
+    search.do = do
+    source = search.run(workers=2)
+    assert source.trouble == "3 jobs in a row failed for one reason: the disk is full"
+    assert len(done) == 11  # with the one that ran beside the last of the three
+    assert search.listener.finals == []
+    full.clear()
+    source = search.run()
+    assert (source.trouble, len(source.trials.all), len(search.listener.finals)) == ("", 20, 2)
+    assert not any(trial.failure for trial in source.trials.all)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (DivergedError("the loss is nan"), "lasting"),
+        (TooLargeError("model: received 9 parameters"), "lasting"),
+        (OSError(errno.ENOSPC, "No space left on device"), "elsewhere"),
+        (sqlite3.OperationalError("database is locked"), "elsewhere"),
+        (UserError("resume: run x is in progress"), ""),
+        (ValueError("shapes"), ""),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_a_job_says_whose_fault_its_failure_is(tmp_path, error, kind):
+    def fail() -> NoReturn:
+        raise error
+
+    def fail_translated() -> NoReturn:
+        raise UserError("in one sentence") from error
+
+    job = Job(Membership("", 0, "one"), None, tmp_path)
+    assert job.attempt(fail)["kind"] == kind
+    if kind == "elsewhere":
+        assert job.attempt(fail_translated)["kind"] == kind
 
 
 def test_a_grid_has_each_point_once_and_then_ends(tmp_path):
@@ -456,6 +552,49 @@ def test_an_interval_without_a_search_is_refused_with_the_way_to_one(door):
 def test_optuna_that_is_missing_is_named_with_its_extra(door, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert "pip install 'fmnist_lab[search]'" in door.error(*SEARCH, SPLIT, DROPOUT)
+
+
+def test_a_search_does_not_go_on_without_its_log(hydra_here, tmp_path, monkeypatch, capsys):
+    here, there = tmp_path / "here", tmp_path / "there"
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    begun = []
+
+    def begin(*_, **facts):
+        begun.append(facts["search"].source.trials)
+        raise SystemExit(0)
+
+    monkeypatch.setattr("fmnist_lab.sweep.driver.SweepDriver", begin)
+
+    def search(folder, *words: str) -> int:
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        words = (*SEARCH, SPLIT, DROPOUT, f"tracking.uri={uri}", *words)
+        monkeypatch.setattr(sys, "argv", ["run", *words])
+        with pytest.raises(SystemExit) as end:
+            run.main()
+        for parent in client.search_runs(["1"], "tags.job = 'sweep'"):
+            client.set_tag(parent.info.run_id, "process", "another-boot 1 1")  # it was killed
+        return end.value.code
+
+    assert search(here) == 0
+    (parent,) = client.search_runs(["1"])
+    id = parent.info.run_id
+    log = here / "mlruns/hydra" / id / "trials.jsonl"
+    trial = {"event": "trial", "number": 0, "seconds": 1, "epochs": 5, "values": {}, "attrs": {}}
+    log.write_text(json.dumps(trial) + "\n")
+    client.create_run("1", tags={member_tag(id): "00000"})
+    client.set_terminated(id, "KILLED")
+    capsys.readouterr()
+    assert search(there, "resume=true") == 2
+    said = one_line(capsys.readouterr().err)
+    assert said.startswith(f"resume: the log of the trials of this search is not in {there}")
+    assert f"expected it in {log.parent}; add hydra.sweep.dir=" in said
+    assert client.get_run(id).info.status == "KILLED"
+    (mend,) = re.search("; add (.*), or leave out resume=true", said).groups()
+    assert search(there, "resume=true", *shlex.split(mend)) == 0
+    assert [len(trials.all) for trials in begun] == [0, 1]
+    assert len(client.search_runs(["1"])) == 2
 
 
 def test_an_objective_is_large_or_small_by_its_name():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +39,9 @@ SETTINGS = ("engine", "threads")
 BEFORE = "{}.before"
 # The first versions kept all values of a setting in one tag, joined by this.
 JOINED = ", then "
+# The worker of a driver that was killed may live on for a moment.
+WAIT_SECONDS = 60.0
+ASK_AGAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,21 @@ def tags_of_change(before: Mapping[str, list[str]], now: Mapping[str, str]) -> d
     return tags | ({NATIVE_HASH: ""} if "engine" in before else {})
 
 
+class _InProgressError(UserError):
+    """Another process holds the run that is to be gone on with.
+
+    Attributes:
+        is_own: Whether it is the sweep's own run of this very job.
+    """
+
+    def __init__(self, run: tracking.RunRecord, *, is_own: bool) -> None:
+        super().__init__(
+            f"resume: run '{run.name}' ({run.run_id}) of this very config is in progress; "
+            "wait for it, or stop it first"
+        )
+        self.is_own = is_own
+
+
 def look_up(
     store: tracking.Store,
     config: Config,
@@ -113,7 +132,8 @@ def look_up(
     A job of a sweep always looks for a run of its own sweep and number, because its launcher may
     start it a second time. With `resume=true`, any run of the same config counts. A finished run
     that has lost files is no answer: it is continued if enough is left of it, and otherwise marked
-    FAILED.
+    FAILED. If another process still holds the sweep's own run of the job, it has up to
+    `WAIT_SECONDS` to come to its end.
 
     Args:
         store: Where to look.
@@ -125,6 +145,23 @@ def look_up(
     Raises:
         UserError: The run is in progress, in another process.
     """
+    until = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            return _look_up(store, config, member, digest, say)
+        except _InProgressError as error:
+            if not error.is_own or time.monotonic() >= until:
+                raise
+        time.sleep(ASK_AGAIN_SECONDS)
+
+
+def _look_up(
+    store: tracking.Store,
+    config: Config,
+    member: Membership | None,
+    digest: str,
+    say: Callable[[str], object],
+) -> tracking.RunRecord | Interrupted | None:
     experiment = tracking.experiment_name(store, config.tracking.experiment)
     clear_half_removed(store.unfinished)
     runs = _runs(store, experiment, config, member, digest)
@@ -233,10 +270,7 @@ def _reclaimed(
             continue
         scratch = Journal.reclaim(folder)
         if scratch is None:
-            raise UserError(
-                f"resume: run '{run.name}' ({run.run_id}) of this very config is in progress; "
-                "wait for it, or stop it first"
-            )
+            raise _InProgressError(run, is_own=member is not None and _is_of(run, member))
         if member is not None:
             tracking.tag(store, run.run_id, member.tags())
         return Interrupted(run.run_id, scratch, run.tags)

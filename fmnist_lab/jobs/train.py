@@ -36,8 +36,8 @@ def run(
             it is here.
 
     Returns:
-        The last epoch's metrics, and its number as `epoch`. A run that is paused before its last
-        epoch has those of the epoch it was paused after.
+        The last epoch's metrics, and its number as `epoch`; with `pause_after` those of that epoch,
+        even if an earlier command has trained the run further.
 
     Raises:
         UserError: Something in the config cannot be done, and no run is left behind; or the
@@ -46,7 +46,7 @@ def run(
     kept = config.tracking.kind != "none"
     job = Job(config, member, tracking.Store.locate(config.tracking.uri) if kept else None)
     if job.answered is not None:
-        return {**job.answered.metrics, "epoch": float(job.answered.epoch)}
+        return _answer(job.store, job.answered, config.pause_after)
     training = _Training(job, engine_before)
     job.screen.heading(config, job.device, training.model, training.recipe.engine)
     name = naming.run_name(config, member.name if member else "")
@@ -75,6 +75,24 @@ def run(
         resume.supersede(job.store, config)
     job.screen.result(training.history[-1], run, trained=True)
     return training.result
+
+
+def _answer(
+    store: tracking.Store | None, run: tracking.RunRecord, after: int | None
+) -> dict[str, float]:
+    """Return what a finished run has to say: its last metrics, or those of an earlier epoch.
+
+    Args:
+        store: The run's.
+        run: The run.
+        after: The epoch after which it was to be paused; None: its last.
+    """
+    metrics, epoch = run.metrics, run.epoch
+    if store is not None and after is not None and after < epoch:
+        curves = tracking.curves(store, [run.run_id], *metrics)
+        then, epoch = curves[curves["epoch"] == after], after
+        metrics = dict(zip(then["metric"], map(float, then["value"]), strict=True))
+    return {**metrics, "epoch": float(epoch)}
 
 
 class _Training:
@@ -129,8 +147,9 @@ class _Training:
 
     @property
     def result(self) -> dict[str, float]:
-        """The metrics of the last finished epoch, and its number."""
-        return {**self.history[-1], "epoch": float(len(self.history))}
+        """The metrics of the last epoch that was asked for, and its number."""
+        epoch = min(len(self.history), self.config.pause_after or len(self.history))
+        return {**self.history[epoch - 1], "epoch": float(epoch)}
 
     def keep_inputs(self, run: tracking.Run) -> None:
         """Keep the config, and pictures of the data."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import json
 import math
+import re
+import shlex
 import shutil
+import socket
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +32,7 @@ from fmnist_lab.sweep.job import OUTCOMES, Sweep
 from fmnist_lab.sweep.launchers import base
 from fmnist_lab.sweep.plan import Checked, Identities, Plan, check, identities, plan
 from fmnist_lab.sweep.search.control import Search
+from fmnist_lab.sweep.search.trials import LOG
 from fmnist_lab.system import provenance, signals
 from fmnist_lab.system.terminal import aligned
 from fmnist_lab.texts import line
@@ -361,11 +365,27 @@ def begin(config: DictConfig) -> SweepDriver:
         # Done while there is no parent run yet, which a signal would leave open.
         known = resume is False and search is None
         hashes = identities(config, planned, checked) if known else []
+        place = Path(str(config.hydra.sweep.dir)).absolute()
+        experiment = tracking.experiment_name(store, tracked.experiment)
+
+        def check_log(run_id: str, earlier: Mapping[str, str]) -> None:
+            if tracking.known(store, experiment, tracking.members_of(run_id)):
+                _check_log(place / run_id, earlier)
+
         parent = tracking.SweepRun.open(
-            store, tracked.experiment, name, tags, resume=bool(resume), here=here
+            store,
+            tracked.experiment,
+            name,
+            tags,
+            resume=bool(resume),
+            here=here,
+            check=check_log if search else None,
         )
         note = _finished_before(parent, hashes, len(planned.jobs)) if hashes else ""
-        folder = Path(str(config.hydra.sweep.dir)).absolute() / parent.id
+        folder = place / parent.id
+        if search:
+            found_at = {tracking.FOLDER_TAG: str(folder), "host": tags["host"]}
+            tracking.tag(store, parent.id, found_at)
     places = tuple(flags.given(sys.argv[1:]))
     sweep = Sweep(parent, folder, tuple(planned.axes), places, began)
     if search:
@@ -406,6 +426,35 @@ def checked_plan(config: DictConfig) -> tuple[Plan, list[Checked], Search | None
                 f"installed; for example hydra/{part}=basic"
             )
     return planned, checked, search
+
+
+def _check_log(folder: Path, tags: Mapping[str, str]) -> None:
+    """Refuse to go on with a search without the log of its trials.
+
+    Args:
+        folder: Where this command looks for the log.
+        tags: Those of the search's parent run.
+
+    Raises:
+        UserError: The log is not there, or is empty.
+    """
+    if (file := folder / LOG).exists() and file.stat().st_size:
+        return
+    was, host = line(tags.get(tracking.FOLDER_TAG)), line(tags.get("host"))
+    where = f"expected it in {was or 'mlruns/hydra below the folder that it was begun in'}"
+    again = "repeat the command there"
+    if host not in ("", socket.gethostname()):
+        where += f" on {host}"
+    elif was == str(folder):
+        again = "put it back"
+    elif was:
+        above = str(Path(was).parent)
+        plain = re.fullmatch(r"[\w./-]+", above)
+        again = f"add {shlex.quote(f'hydra.sweep.dir={above if plain else quoted(above)}')}"
+    raise UserError(
+        f"resume: the log of the trials of this search is not in {folder}, {where}; {again}, or "
+        "leave out resume=true to begin another search"
+    )
 
 
 def _finished_before(parent: SweepRun, hashes: Identities, jobs: int) -> str:

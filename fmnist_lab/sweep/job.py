@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from fmnist_lab.errors import UserError, ended_by
+from fmnist_lab.errors import DivergedError, TooLargeError, UserError, ended_by
 from fmnist_lab.sweep.search import trials
 from fmnist_lab.system import provenance
 
@@ -95,19 +95,20 @@ class Job:
             do: The work, which returns the job's metrics.
 
         Returns:
-            The metrics, or the `failure` in a few words.
+            The metrics, or the `failure` in a few words and its `kind`, one of `trials.Failure`.
         """
         began = round(time.time() * 1000)
-        failure, metrics = "", {}
+        failure, kind, metrics = "", "", {}
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with _printing_to(self.log):
             try:
                 metrics = do()
             except UserError as error:
-                failure = str(error)
+                failure, kind = str(error), _kind(error)
                 print(f"error: {error}", file=sys.stderr)
             except Exception as error:
                 failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                kind = _kind(error)
                 traceback.print_exc()
             except KeyboardInterrupt as end:
                 print(ended_by(end), file=sys.stderr)
@@ -118,7 +119,7 @@ class Job:
         # If the store is away, the log stays where it is, and the sweep goes on.
         with suppress(Exception):
             self.keep(began, failure, metrics)
-        return {"failure": failure} if failure else dict(metrics)
+        return {"failure": failure, "kind": kind} if failure else dict(metrics)
 
     def keep(self, began: int, failure: str, metrics: dict[str, float] | None = None) -> None:
         """Keep the log with the job's run, and make a run of a failure that came before it.
@@ -150,6 +151,15 @@ class Job:
         # One short write to the end of a file does not mix with the writes of other processes.
         with (self.folder / OUTCOMES).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(outcome)) + "\n")
+
+
+def _kind(error: Exception) -> str:
+    """Return whose fault a failure is: the config's, that of a disk or a store, or unknown."""
+    from fmnist_lab.tracking import failures
+
+    if isinstance(error, DivergedError | TooLargeError):
+        return trials.Failure.LASTING
+    return trials.Failure.ELSEWHERE if failures.kind(error) else trials.Failure.UNKNOWN
 
 
 class _Log(io.TextIOWrapper):

@@ -19,6 +19,7 @@ from fmnist_lab.tracking.listing import own_rows as own_rows
 from fmnist_lab.tracking.listing import sweep_summaries as sweep_summaries
 from fmnist_lab.tracking.modelfiles import load_model as load_model
 from fmnist_lab.tracking.orphans import heal as heal
+from fmnist_lab.tracking.query import FOLDER_TAG as FOLDER_TAG
 from fmnist_lab.tracking.query import SEARCH_TAG as SEARCH_TAG
 from fmnist_lab.tracking.query import RunRecord as RunRecord
 from fmnist_lab.tracking.query import RunRef as RunRef

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SWEEP_TAG = "sweep."
 SEARCH_TAG = "search.facts"  # of the parent run of a search
+FOLDER_TAG = "search.folder"  # the folder of its log, on the machine that has begun it
 # The tag with the last epoch of a run that is paused; it is emptied when the run goes on.
 PAUSED_TAG = "paused.after"
 RUNS_AT_ONCE = 500  # in one question for curves; databases limit the length of a question

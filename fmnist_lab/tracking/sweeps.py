@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +84,7 @@ class SweepRun:
         *,
         resume: bool,
         here: bool = False,
+        check: Callable[[str, Mapping[str, str]], None] | None = None,
     ) -> SweepRun:
         """Make a parent run, or with `resume` take the newest one of the same tag `sweep.hash`.
 
@@ -95,6 +96,8 @@ class SweepRun:
             resume: Whether to go on with an earlier sweep.
             here: Whether this process and its children do the jobs, so that this process learns
                 how each job ends.
+            check: Called with the id and the tags of an earlier sweep before anything is changed;
+                raises if this command cannot go on with it.
 
         Raises:
             UserError: The store cannot be used, or the earlier sweep is in progress.
@@ -113,6 +116,8 @@ class SweepRun:
                         f"resume: sweep '{found[0].info.run_name}' ({found[0].info.run_id}) of "
                         "this very command is in progress; wait for it, or stop it first"
                     )
+                if found and check:
+                    check(found[0].info.run_id, found[0].data.tags)
                 if found:
                     # The runs that its process has left RUNNING are none of this one's.
                     orphans.heal(store)

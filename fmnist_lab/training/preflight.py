@@ -11,7 +11,7 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
-from fmnist_lab.errors import UserError
+from fmnist_lab.errors import TooLargeError
 from fmnist_lab.texts import in_bytes
 
 
@@ -26,12 +26,12 @@ def check(
         most: How many parameters it may have; None: any number.
 
     Raises:
-        UserError: There are more parameters, or the weights, the optimizer's state and the
+        TooLargeError: There are more parameters, or the weights, the optimizer's state and the
             gradients do not fit.
     """
     parameters = _count_parameters(build)
     if most is not None and parameters > most:
-        raise UserError(
+        raise TooLargeError(
             f"model: received {parameters:,} parameters, expected at most {most:,}, as "
             "hydra.sweeper.max_parameters says; choose fewer or smaller layers"
         )
@@ -39,7 +39,7 @@ def check(
     copies = 2 * (1 + _slots(optimizer)) + 1
     needed, installed = 4 * parameters * copies, _installed()
     if needed > installed:
-        raise UserError(
+        raise TooLargeError(
             f"model: received {parameters:,} parameters, which take {in_bytes(needed)} to train "
             f"with {type(optimizer).__name__}, expected no more than this machine's "
             f"{in_bytes(installed)} of memory; choose fewer or smaller layers"

@@ -360,6 +360,8 @@ class Search:
 
     def outcome(self) -> str:
         """Return why the search has not found what it was to find; "" if it has."""
+        if self.source.trouble:
+            return self.source.trouble
         finals = self.source.trials.finals
         best = self.source.best()
         if best is None:

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from fmnist_lab.sweep.search import rungs, sampler
 from fmnist_lab.sweep.search.options import SearchOptions
 from fmnist_lab.sweep.search.space import Space
-from fmnist_lab.sweep.search.trials import FINALS, Trial, TrialLog, final_number, trial_of
+from fmnist_lab.sweep.search.trials import FINALS, Failure, Trial, TrialLog, final_number, trial_of
 
 if TYPE_CHECKING:
     from hydra.core.utils import JobReturn
 
 # A job whose worker was lost is given out so often again.
 RETRIES = 1
+# After so many jobs in a row that a disk or a store has failed, the others would fail as well.
+MOST_IN_TROUBLE = 3
 
 
 class Listener(Protocol):
@@ -50,6 +52,7 @@ class SearchSource:
         width: The most jobs that can be useful at once.
         busy: When each job that runs was given out, by its number.
         workers: The most jobs that have run at once in this command.
+        trouble: Why no more jobs are given out before the search is at its end, or "".
     """
 
     def __init__(
@@ -84,11 +87,10 @@ class SearchSource:
         self.seeds, self.final_words = seeds, final_words
         self.busy: dict[int, float] = {}
         self.workers = 0
+        self.trouble = ""
+        self._in_trouble = 0
         self._lost: Counter[int] = Counter()
-        # Nothing is chosen by how the winner does, so that it may be trained again.
-        failed = [number for number, reason in self.trials.finals.items() if reason]
-        for number in failed:
-            del self.trials.finals[number]
+        self.trials.reopen()
         # A job that ran when an earlier command was killed goes on first.
         self._again = [number for number in self.trials.open() if self._is_wanted(number)]
         self._began = time.monotonic() - self.trials.seconds
@@ -126,7 +128,7 @@ class SearchSource:
 
     def next(self) -> tuple[int, list[str]] | None:
         """Return the next job, or None if there is none at the moment."""
-        choice = self._choose()
+        choice = None if self.trouble else self._choose()
         if choice is None:
             return None
         number = choice.number
@@ -148,7 +150,7 @@ class SearchSource:
 
     def exhausted(self) -> bool:
         """Return whether there is nothing more to do unless a job ends that runs now."""
-        return self._choose() is None
+        return bool(self.trouble) or self._choose() is None
 
     def over(self, number: int, result: JobReturn) -> None:
         """Take in how a job has ended.
@@ -160,6 +162,10 @@ class SearchSource:
         took = time.monotonic() - self.busy.pop(number)
         returned: dict[str, Any] = dict(result.return_value or {})
         failure = str(returned.get("failure", ""))
+        elsewhere = returned.get("kind") == Failure.ELSEWHERE
+        self._in_trouble = self._in_trouble + 1 if elsewhere else 0
+        if self._in_trouble == MOST_IN_TROUBLE:
+            self.trouble = f"{MOST_IN_TROUBLE} jobs in a row failed for one reason: {failure}"
         if returned.get("lost") and self._lost[number] < RETRIES:
             self._lost[number] += 1
             self._again.append(number)
@@ -173,6 +179,7 @@ class SearchSource:
         self, trial: Trial, metrics: Mapping[str, Any], failure: str, took: float
     ) -> None:
         spent = {"epoch": trial.asked, "took": round(took, 3)}
+        kind = str(metrics.get("kind", ""))
         objectives = [float(metrics.get(name, math.nan)) for name in self.options.objectives]
         missing = [
             name
@@ -181,8 +188,9 @@ class SearchSource:
         ]
         if missing and not failure:
             failure = f"it has no {missing[0]} after its last epoch"
+            kind = Failure.LASTING
         if failure:
-            self._write("failed", trial.number, reason=failure, **spent)
+            self._write("failed", trial.number, reason=failure, kind=kind, **spent)
         else:
             # A trial that has ended by itself, as by early stopping, stays as it is.
             ended = metrics.get("epoch", trial.asked) < trial.asked
@@ -198,9 +206,13 @@ class SearchSource:
         trial = self.trials.all[trial_of(number)]
         if number >= FINALS:
             seed = self.seeds[number - final_number(trial.number, 0)]
-            return self.space.overrides(trial.values, [*self.final_words(trial), f"seed={seed}"])
-        pause = [f"pause_after={trial.asked}"] if trial.asked != self.last else []
-        return self.space.overrides(trial.values, pause)
+            words = self.space.overrides(trial.values, [*self.final_words(trial), f"seed={seed}"])
+        else:
+            pause = [f"pause_after={trial.asked}"] if trial.asked != self.last else []
+            words = self.space.overrides(trial.values, pause)
+        # A job always finds its own runs. With resume=true it would also take over those of another
+        # search, which may be at another epoch and belong to that search's trials.
+        return [word for word in words if word.lstrip("+").partition("=")[0] != "resume"]
 
     def _is_wanted(self, number: int) -> bool:
         """Return whether a job is a trial, or a training with one of the seeds asked for now."""

@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,20 @@ LOG = "trials.jsonl"
 # The numbers of the jobs that train the winner begin here: this, then so many for each trial.
 FINALS = 100_000
 MOST_FINALS = 100
+
+
+class Failure(StrEnum):
+    """Whose fault a failure is.
+
+    Attributes:
+        LASTING: The trial's own, as that of a loss that is not finite: it would fail again.
+        ELSEWHERE: A disk's or a store's, at which any trial would have failed.
+        UNKNOWN: Nobody can say.
+    """
+
+    LASTING = "lasting"
+    ELSEWHERE = "elsewhere"
+    UNKNOWN = ""
 
 
 def final_number(trial: int, place: int) -> int:
@@ -82,6 +97,7 @@ class Trial:
         asked: The epochs that it was last given out for.
         results: The objectives that it had after each number of epochs it was asked for.
         failure: Why it has failed, or "".
+        lasting: Whether it would fail again.
     """
 
     number: int
@@ -90,6 +106,7 @@ class Trial:
     asked: int = 0
     results: dict[int, tuple[float, ...]] = field(default_factory=dict)
     failure: str = ""
+    lasting: bool = False
 
     @property
     def runs(self) -> bool:
@@ -138,13 +155,24 @@ class Trials:
             values = tuple(map(float, event["objectives"]))
             # It may have ended by itself before, and then stays as it is.
             trial.results |= dict.fromkeys(map(int, event["epochs"]), values)
+            trial.failure = ""
         elif kind == "failed":
-            self.all[number].failure = str(event["reason"])
+            trial = self.all[number]
+            trial.failure = str(event["reason"])
+            trial.lasting = event.get("kind") == Failure.LASTING
         elif kind == "final":
             self.finals[number] = None
             self.order.append(number)
         elif kind == "final over":
             self.finals[number] = str(event["reason"])
+
+    def reopen(self) -> None:
+        """Forget the failures that need not come again, as those of a full disk."""
+        for trial in self.all:
+            if not trial.lasting:
+                trial.failure = ""
+        # Nothing is chosen by how the winner does, so that it may be trained again.
+        self.finals = {number: reason for number, reason in self.finals.items() if not reason}
 
     def open(self) -> list[int]:
         """Return the jobs that were given out and have not ended, in that order."""
