@@ -488,11 +488,15 @@ def test_a_search_over_what_decides_the_images_or_the_luck_is_refused(door, key,
 def test_experiments_that_have_other_images_are_not_compared(door, tmp_path):
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True)
-    for name, seed in (("one", 1), ("two", 2)):
-        text = f"# @package _global_\ndata:\n  split_seed: {seed}\n"
-        folder.joinpath(f"{name}.yaml").write_text(text)
-    words = (*SEARCH, SPLIT, "--config-dir", str(folder.parent), "experiment=one,two")
-    assert "data.split_seed: received 1 in one trial and 2 in another" in door.error(*words)
+    text = "# @package _global_\ndata:\n  split_seed: {}\n"
+    for name, seed in (("one", 1), ("two", 2), ("same", 32), ("batch", "${trainer.batch_size}")):
+        folder.joinpath(f"{name}.yaml").write_text(text.format(seed))
+    words = (*SEARCH, SPLIT, "--config-dir", str(folder.parent))
+    said = door.error(*words, "experiment=one,two")
+    assert "data.split_seed: received 1 in one trial and 2 in another" in said
+    # Only two changes together show that the second one's images follow the size of batches.
+    said = door.error(*words, "experiment=same,batch", "trainer.batch_size=32,64")
+    assert "data.split_seed: received 32 in one trial and 64 in another" in said
 
 
 @pytest.fixture

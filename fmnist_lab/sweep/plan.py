@@ -91,11 +91,20 @@ class Plan:
 
 
 class Checked(NamedTuple):
-    """A job that was composed and checked: its overrides, its plain values, its config."""
+    """A job that was composed and checked.
+
+    Attributes:
+        job: Its overrides.
+        values: Its plain values.
+        config: Its config.
+        serves: Whether the values serve other jobs with the same options, because none of them
+            follows another one.
+    """
 
     job: Sequence[str]
     values: dict[str, Any]
     config: configs.Config
+    serves: bool = True
 
     @property
     def params(self) -> dict[str, Any]:
@@ -169,7 +178,7 @@ def check(config: DictConfig, planned: Plan) -> list[Checked]:
             checked.append(Checked(job, values, configs.validate(values)))
             continue
         checked.append(_composed(config, job))
-        if not _interpolates(config):
+        if checked[-1].serves:
             bases[choices] = checked[-1].values
     return checked
 
@@ -184,7 +193,7 @@ def _composed(config: DictConfig, job: Sequence[str]) -> Checked:
     loader = GlobalHydra.instance().config_loader()
     composed = loader.load_sweep_config(config, list(job))
     values: Any = OmegaConf.to_container(_own(composed), resolve=True)
-    return Checked(job, values, configs.validate(values))
+    return Checked(job, values, configs.validate(values), not _interpolates(composed))
 
 
 def identities(config: DictConfig, planned: Plan, checked: Sequence[Checked]) -> Identities:
@@ -219,8 +228,7 @@ def job_configs(
         checked: The result of `check`.
         composing: How many of the others may be composed all the same.
     """
-    serves = not _interpolates(config)
-    bases = {_split(one.job)[0]: one.values for one in checked} if serves else {}
+    bases = {_split(one.job)[0]: one.values for one in checked if one.serves}
     found: list[configs.Config | None] = []
     for job in planned.jobs[:MOST_IDENTITIES]:
         choices, settings = _split(job)
@@ -229,8 +237,9 @@ def job_configs(
                 values = _changed(bases[choices], settings)
             elif composing > 0:
                 composing -= 1
-                values = _composed(config, job).values
-                if serves:
+                made = _composed(config, job)
+                values = made.values
+                if made.serves:
                     bases[choices] = values
             else:
                 found.append(None)

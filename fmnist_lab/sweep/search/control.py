@@ -6,7 +6,8 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,11 +99,21 @@ class Search:
         self._checked, configs = checked, [one.config for one in checked]
         for config in configs:
             asked.check_config(self.options, config)
-        asked.check_same(configs)
+        asked.check_same([*configs, *self._further(checked)])
         # The longest one, if they differ in length.
         self.config = max(configs, key=lambda config: config.trainer.epochs)
         seed = self.config.seed
         self.seeds = range(seed + 1, seed + 1 + self.options.finals)
+
+    def _further(self, checked: Sequence[Checked]) -> Iterator[Config]:
+        """Return configs whose other keys are the last ones where one key may follow another."""
+        if all(one.serves for one in checked):
+            return
+        last = {axis.name: axis.probes[-1] for axis in self.space.axes}
+        others = [{axis.name: value} for axis in self.space.axes for value in axis.probes[:-1]]
+        for other in ({}, *others):
+            with suppress(UserError):  # Not all values go together.
+                yield self._config_of(last | other)
 
     def dearest(self, cost: Callable[[Config], float]) -> Config:
         """Return the config of the trial that costs most, as far as the probes tell.
