@@ -23,7 +23,7 @@ from fmnist_lab.runs.__main__ import app
 from fmnist_lab.training import runtime
 
 SEED = int(os.environ["FMNIST_LAB_SEED"])  # set in conftest.py
-FEW, MANY = 4, int(os.environ.get("FMNIST_LAB_HOSTILE", "200"))
+FEW, MANY = 4, int(os.environ.get("FMNIST_LAB_HOSTILE", "100"))
 # What a terminal acts on, or shows in another order than it is stored.
 CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 

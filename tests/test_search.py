@@ -485,6 +485,7 @@ def test_a_search_over_what_decides_the_images_or_the_luck_is_refused(door, key,
     assert said in door.error(*SEARCH, SPLIT, "trainer.batch_size=32,64", f"{key}={value}")
 
 
+@pytest.mark.slow
 def test_experiments_that_have_other_images_are_not_compared(door, tmp_path):
     folder = tmp_path / "mine" / "experiment"
     folder.mkdir(parents=True)
@@ -525,6 +526,7 @@ def won(door, monkeypatch):
     return win
 
 
+@pytest.mark.slow
 def test_callbacks_that_the_winner_has_decide_what_its_trainings_leave_out(won):
     axis = "callbacks=none,early_stopping"
     for chosen, dropped in (("none", []), ("early_stopping", ["~callbacks.early_stopping"])):
@@ -534,6 +536,7 @@ def test_callbacks_that_the_winner_has_decide_what_its_trainings_leave_out(won):
         assert ("~callbacks" in command) == bool(dropped)
 
 
+@pytest.mark.slow
 def test_the_command_of_the_winner_has_its_folders_and_threads(won, tmp_path):
     launcher = ("hydra/launcher=local_cores", "hydra.launcher.threads=1")
     places = ("--config-dir", str(tmp_path))
@@ -558,6 +561,7 @@ def test_optuna_that_is_missing_is_named_with_its_extra(door, monkeypatch):
     assert "pip install 'fmnist_lab[search]'" in door.error(*SEARCH, SPLIT, DROPOUT)
 
 
+@pytest.mark.slow
 def test_a_search_does_not_go_on_without_its_log(hydra_here, tmp_path, monkeypatch, capsys):
     here, there = tmp_path / "here", tmp_path / "there"
     uri = f"sqlite:///{tmp_path}/mlflow.db"
