@@ -196,7 +196,6 @@ ANYTHING = arrays() | st.recursive(
 )
 
 
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("examples", AMOUNTS)
 def test_what_is_no_image_is_refused_and_what_is_one_is_predicted(examples, classifier):
     @hunt(examples)
@@ -240,7 +239,6 @@ def damaged_pictures(draw) -> bytes:
 MAGIC = [b"", PICTURE[:8], b"GIF89a", b"BM", b"\xff\xd8\xff\xe0", b"II*\0", b"RIFF", b"P5 28 28 "]
 
 
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("examples", AMOUNTS)
 def test_no_damaged_picture_gives_a_traceback(examples, tmp_path):
     file = tmp_path / "picture.png"

@@ -248,7 +248,6 @@ def test_no_images_give_no_rows(classifier):
     assert classifier.predict(np.zeros((0, 28, 28), np.uint8)).shape == (0, 10)
 
 
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("images", "reason"),
     [
