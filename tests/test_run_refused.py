@@ -13,6 +13,9 @@ from tracked import First
 
 from fmnist_lab import data, run
 
+# Whichever test is the first here, it does not fetch the data itself.
+pytestmark = pytest.mark.usefixtures("real_data")
+
 
 @pytest.fixture(scope="module")
 def tracked(trained) -> First:
