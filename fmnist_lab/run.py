@@ -12,6 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from hydra import version
 from hydra.core.global_hydra import GlobalHydra
@@ -48,7 +49,7 @@ def main(*overrides: str) -> None:
         args = flags.parse(typed)
         words = list(args.overrides)
         try:
-            folder, name = primary.choose(args)
+            folder, name = primary.choose(args, _kept(args))
             if args.help:
                 print(usage(folder, name, words, args.config_dir))
             else:
@@ -72,6 +73,20 @@ def main(*overrides: str) -> None:
             raise UserError(explained(error, words)) from None
         finally:
             primary.forget()
+
+
+def _kept(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the values of the config that --config-name=runs:/RUN asks for; None if it does not.
+
+    Raises:
+        UserError: There is no such run, or its config cannot be used.
+    """
+    if not str(args.config_name or "").startswith("runs:"):
+        return None
+    from fmnist_lab.jobs import kept
+
+    places = [word.partition("=")[2] for word in args.overrides if word.startswith("tracking.uri=")]
+    return kept.look_up(args.config_name, places[-1].strip("'\"") if places else None)
 
 
 def _is_hydras(error: Exception) -> bool:

@@ -6,12 +6,13 @@ import functools
 import re
 
 import pytest
-from doors import QUICK
+from doors import QUICK, one_line
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fmnist_lab import config
+from fmnist_lab import config, run
 from fmnist_lab.errors import UserError
+from fmnist_lab.jobs import kept as earlier
 from fmnist_lab.jobs import train
 from fmnist_lab.runs import reproduce as verb
 from fmnist_lab.runs.__main__ import app
@@ -296,3 +297,72 @@ def test_another_number_of_threads_is_told_with_what_it_changes(doors, tmp_path)
     assert (other.code, other.err) == (1, "")
     assert re.search(r"^threads +1 +2 *$", other.out, re.M)
     assert re.search(r"^weights +\d\.[\de-]+", other.out, re.M)
+
+
+# Again, with other values
+
+
+@pytest.fixture
+def composed(store, capsys):
+    """Compose the first run's config with other values, and return it."""
+
+    def call(*words: str) -> dict:
+        config_of = ("--cfg", "job", "--config-name", "runs:/first")
+        run.main(*config_of, f"tracking.uri={store.uri}", *words)
+        return OmegaConf.to_container(OmegaConf.create(capsys.readouterr().out))
+
+    return call
+
+
+def test_another_value_leaves_all_others_as_the_run_had_them(composed, store):
+    before = values(*QUICK, f"tracking.uri={store.uri}")
+    found = composed("optimizer.learning_rate=0.01", "seed=4")
+    before["optimizer"]["learning_rate"], before["seed"] = 0.01, 4
+    assert found == before | {"tracking": found["tracking"]}
+    assert found["tracking"]["experiment"] == "fmnist_lab"
+
+
+def test_another_option_brings_its_own_values(composed):
+    found = composed("model=linear", "optimizer=sgd")
+    assert found["model"] == values("model=linear")["model"]
+    assert found["optimizer"] == values("optimizer=sgd")["optimizer"]
+    assert found["trainer"]["epochs"] == 2
+
+
+def test_again_trains_a_run_beside_the_first(store, client, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = runs(client)
+    with pytest.raises(SystemExit) as ended:
+        app(["again", "first", "model=linear", "--store", store.uri])
+    assert not ended.value.code, capsys.readouterr().err
+    new = runs(client)[0]
+    assert len(runs(client)) == len(before) + 1
+    assert (new.info.run_name, new.data.params["model"]) == (
+        "linear e2 train1000 test500 s0",
+        "linear",
+    )
+    first = next(each for each in before if each.info.run_name == "first")
+    assert f"--config-name runs:/{first.info.run_id} " in new.data.tags["mlflow.source.name"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["first"], "received nothing to change, expected key=value"),
+        (["nowhere", "seed=1"], "received 'nowhere', which is no run in"),
+        (["first", "sed=1"], "did you mean seed?"),
+        (["first", "model=mpl"], "did you mean model=mlp?"),
+    ],
+)
+def test_again_refuses_in_one_sentence(store, capsys, words, said):
+    with pytest.raises(SystemExit) as ended:
+        app(["again", *words, "--store", store.uri])
+    assert ended.value.code == 2
+    assert said in one_line(capsys.readouterr().err)
+
+
+def test_a_config_that_could_do_anything_is_not_composed():
+    kept = OmegaConf.create(values())
+    OmegaConf.update(kept, "model._target_", "os.system")
+    with pytest.raises(UserError, match="save its config in a file"):
+        earlier.parse(OmegaConf.to_yaml(kept).encode(), OLD, mend=earlier.SAVE)

@@ -17,7 +17,7 @@ OURS = "config"
 GIVEN = "fmnist_lab_given"  # under this name Hydra finds the values of a user's file
 
 
-def choose(args: argparse.Namespace) -> tuple[str, str]:
+def choose(args: argparse.Namespace, kept: dict[str, Any] | None = None) -> tuple[str, str]:
     """Return the folder and the name of the primary config that Hydra's flags ask for.
 
     A user's file without a defaults list holds values, as the config.yaml of a run does. It takes
@@ -25,11 +25,15 @@ def choose(args: argparse.Namespace) -> tuple[str, str]:
 
     Args:
         args: Hydra's flags, and the overrides.
+        kept: The values of the config that the flags name, if it is a run's in the store.
 
     Raises:
         UserError: There is no such file, or it cannot be read, or ours would hide it.
     """
     path, folder = args.config_path, str(files.conf_dir())
+    if kept is not None:
+        _keep(kept, args.overrides)
+        return folder, GIVEN
     name = str(args.config_name or OURS).removesuffix(".yaml")
     if path is not None and path.startswith("pkg://"):
         return path, name

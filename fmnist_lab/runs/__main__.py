@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from cyclopts import App, Parameter
 
+from fmnist_lab.runs.again import again
 from fmnist_lab.runs.compare import compare
 from fmnist_lab.runs.heal import heal
 from fmnist_lab.runs.list import list_runs
@@ -30,6 +31,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "power": (power, " A [B]"),
     "variance": (variance, " [SWEEP…]"),
     "reproduce": (reproduce, " RUN"),
+    "again": (again, " RUN KEY=VALUE…"),
     "heal": (heal, ""),
     "sync": (sync, ""),
     "ui": (ui, " [SWEEP|RUN]"),

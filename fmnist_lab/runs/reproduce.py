@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 from cyclopts import Parameter
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from fmnist_lab import config as configs
 from fmnist_lab import tracking
-from fmnist_lab.config import listings
-from fmnist_lab.config.functions import is_built_in
 from fmnist_lab.config.schema import Config
 from fmnist_lab.errors import UserError, reported
-from fmnist_lab.jobs import resume
+from fmnist_lab.jobs import kept, resume
 from fmnist_lab.system import provenance
 from fmnist_lab.system.terminal import printout
 from fmnist_lab.texts import whole_number
@@ -28,16 +24,6 @@ from fmnist_lab.training import runtime
 if TYPE_CHECKING:
     from fmnist_lab.training.runtime import Device
 
-# The targets that a config from a store may name unasked. Anyone may have written the config, so
-# none of these reads, writes or runs what its arguments say, although Keras has such callbacks.
-TRUSTED = {
-    "model": r"fmnist_lab\.models\.\w+",
-    "optimizer": r"keras\.optimizers\.[A-Z]\w*",
-    "schedule": r"fmnist_lab\.schedules\.\w+|keras\.optimizers\.schedules\.[A-Z]\w*",
-    "callbacks": (
-        r"keras\.callbacks\.(EarlyStopping|ReduceLROnPlateau|SwapEMAWeights|TerminateOnNaN)"
-    ),
-}
 # The tags of what may change a result, with a person's names for them.
 CIRCUMSTANCES = {
     "mlflow.source.git.commit": "code commit",
@@ -126,66 +112,22 @@ def rebuild(
         store: Where the run is, and the new one will be.
         old: The run.
         text: Its config.yaml.
-        allowed: Targets beyond `TRUSTED` that may be built.
+        allowed: Targets beyond `kept.TRUSTED` that may be built.
 
     Raises:
         UserError: The run has not trained a model, or its config is not what this version
             understands, or names a target that is not allowed.
     """
-    if old.job != "train":
-        job = f"is a run of job={old.job}" if old.job else "was not made by fmnist_lab"
-        raise UserError(
-            f"received '{old.name}' ({old.run_id}), which {job}; expected a run that has trained "
-            "a model"
-        )
-    where = f"run {old.run_id}: its config.yaml"
-    try:
-        tracking.check_yaml(text)
-        # Unresolved: an interpolation is text here, and asks nothing of this machine.
-        values: Any = OmegaConf.to_container(OmegaConf.create(text.decode()), resolve=False)
-    except Exception as error:
-        # The parser of YAML may raise anything.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{where} cannot be read: {reason}") from None
-    if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
-        raise UserError(f"{where} is no config of fmnist_lab")
-    check_targets(values, allowed, where)
-    for key in listings.KEYS:
-        if isinstance(values["data"].get(key), str):
-            raise UserError(f"{where} names a file as data.{key}, expected what was in it")
-    # Nothing from a store decides where to write.
-    values["data"]["cache_dir"] = None
+    values = kept.parse(text, old, allowed)
     here = {"kind": "local", "uri": store.uri, "experiment": old.experiment}
-    values |= {"tracking": here, "resume": False, "pause_after": None}
-    values["name"] = f"{old.name} again"
+    values |= {"tracking": here, "name": f"{old.name} again"}
     try:
         return configs.validate(values)
     except UserError as error:
         raise UserError(
-            f"{where} does not fit this version of fmnist_lab: {error}; use the version that made "
-            "it, which runs ui shows"
+            f"run {old.run_id}: its config.yaml does not fit this version of fmnist_lab: {error}; "
+            "use the version that made it, which runs ui shows"
         ) from None
-
-
-def check_targets(values: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
-    """Refuse a config that would have anything built but what is trusted or allowed.
-
-    Args:
-        values: A config from a store.
-        allowed: Targets beyond `TRUSTED` that may be built.
-        where: The place of the config, for the message.
-
-    Raises:
-        UserError: The config names another target.
-    """
-    for key, target in _targets(values):
-        group = key.partition(".")[0]
-        trusted = re.fullmatch(TRUSTED.get(group, ""), str(target))
-        if target not in allowed and not trusted and not is_built_in(group, str(target)):
-            raise UserError(
-                f"{where} has {key}={target}, which could do anything on this machine; if you "
-                f"know what it does, add --allow {target}"
-            )
 
 
 def with_threads(config: Config, wanted: int | None, recorded: str) -> Config:
@@ -272,16 +214,6 @@ def _metric_differs(store: tracking.Store, name: str, old: str, new: str) -> lis
         return []
     apart = (left - right).abs()
     return [Difference(name, f"{apart.max():.3g}", str(apart.idxmax()))]
-
-
-def _targets(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each `_target_` of a config, at any depth, with its key."""
-    listed = dict(enumerate(value)) if isinstance(value, list) else value
-    for name, each in listed.items() if isinstance(listed, dict) else ():
-        inner = f"{key}.{name}" if key else str(name)
-        if name == "_target_":
-            yield inner, each
-        yield from _targets(each, inner)
 
 
 def _warn(console: Console, then: Mapping[str, str], device: Device) -> None:

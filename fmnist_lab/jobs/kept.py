@@ -1,0 +1,125 @@
+"""The config that a run has kept in the store, which anyone may have written.
+
+Nothing in it is built, read or written but what is trusted or was allowed by the user.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from fmnist_lab import tracking
+from fmnist_lab.config import files, listings
+from fmnist_lab.config.functions import is_built_in
+from fmnist_lab.errors import UserError
+
+URI = "runs:/"
+# The targets that a config from a store may name unasked. Anyone may have written the config, so
+# none of these reads, writes or runs what its arguments say, although Keras has such callbacks.
+TRUSTED = {
+    "model": r"fmnist_lab\.models\.\w+",
+    "optimizer": r"keras\.optimizers\.[A-Z]\w*",
+    "schedule": r"fmnist_lab\.schedules\.\w+|keras\.optimizers\.schedules\.[A-Z]\w*",
+    "callbacks": (
+        r"keras\.callbacks\.(EarlyStopping|ReduceLROnPlateau|SwapEMAWeights|TerminateOnNaN)"
+    ),
+}
+
+
+ALLOW = "add --allow {}"
+SAVE = "save its config in a file and give that with --config-name FILE"
+
+
+def look_up(uri: str, store: str | None) -> dict[str, Any]:
+    """Return the values of a run's config, for a new run in the same experiment.
+
+    Args:
+        uri: runs:/RUN, with the run's id, the beginning of its id, or its name.
+        store: MLflow's tracking URI; None: $MLFLOW_TRACKING_URI, or mlflow.db in this folder.
+
+    Raises:
+        UserError: There is no such run, its config cannot be read, or it names a target that is
+            not trusted.
+    """
+    place = tracking.Store.locate(store, for_writing=False)
+    old = tracking.look_up(place, uri.removeprefix(URI).strip("/"))
+    text = tracking.read_file(place, old.run_id, "config.yaml") if old.job else b""
+    here = {**files.values("tracking/local"), "experiment": old.experiment}
+    return parse(text, old, mend=SAVE) | {"tracking": here}
+
+
+def parse(
+    text: bytes, old: tracking.RunRef, allowed: Sequence[str] = (), mend: str = ALLOW
+) -> dict[str, Any]:
+    """Return the values in a run's config.yaml, without what says where to read and write.
+
+    Args:
+        text: What the file holds.
+        old: The run.
+        allowed: Targets beyond `TRUSTED` that may be built.
+        mend: What a user can do about another target, with {} for its name.
+
+    Raises:
+        UserError: The text is no config, or it names a target that is not allowed.
+    """
+    if old.job != "train":
+        job = f"is a run of job={old.job}" if old.job else "was not made by fmnist_lab"
+        raise UserError(
+            f"received '{old.name}' ({old.run_id}), which {job}; expected a run that has trained "
+            "a model"
+        )
+    where = f"run {old.run_id}: its config.yaml"
+    try:
+        tracking.check_yaml(text)
+        # Unresolved: an interpolation is text here, and asks nothing of this machine.
+        values: Any = OmegaConf.to_container(OmegaConf.create(text.decode()), resolve=False)
+    except Exception as error:
+        # The parser of YAML may raise anything.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{where} cannot be read: {reason}") from None
+    if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
+        raise UserError(f"{where} is no config of fmnist_lab")
+    check_targets(values, allowed, where, mend)
+    for key in listings.KEYS:
+        if isinstance(values["data"].get(key), str):
+            raise UserError(f"{where} names a file as data.{key}, expected what was in it")
+    # Nothing from a store decides where to write.
+    values["data"]["cache_dir"] = None
+    return values | {"resume": False, "pause_after": None, "name": None}
+
+
+def check_targets(
+    values: Mapping[str, Any], allowed: Sequence[str], where: str, mend: str = ALLOW
+) -> None:
+    """Refuse a config that would have anything built but what is trusted or allowed.
+
+    Args:
+        values: A config from a store.
+        allowed: Targets beyond `TRUSTED` that may be built.
+        where: The place of the config, for the message.
+        mend: What a user can do about another target, with {} for its name.
+
+    Raises:
+        UserError: The config names another target.
+    """
+    for key, target in _targets(values):
+        group = key.partition(".")[0]
+        trusted = re.fullmatch(TRUSTED.get(group, ""), str(target))
+        if target not in allowed and not trusted and not is_built_in(group, str(target)):
+            raise UserError(
+                f"{where} has {key}={target}, which could do anything on this machine; if you "
+                f"know what it does, {mend.format(target)}"
+            )
+
+
+def _targets(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each `_target_` of a config, at any depth, with its key."""
+    listed = dict(enumerate(value)) if isinstance(value, list) else value
+    for name, each in listed.items() if isinstance(listed, dict) else ():
+        inner = f"{key}.{name}" if key else str(name)
+        if name == "_target_":
+            yield inner, each
+        yield from _targets(each, inner)
