@@ -337,6 +337,22 @@ def store_behind(client: Any) -> Any:
     return getattr(getattr(client, "_tracking_client", None), "store", None)
 
 
+def remove_for_good(client: Any, *, run_id: str = "", model_id: str = "") -> None:
+    """Remove the rows of a deleted run, or of a deleted model, from the database of a client."""
+    store = store_behind(client)
+    if run_id:
+        store._hard_delete_run(run_id)
+    if model_id:
+        store._hard_delete_logged_model(model_id)
+
+
+def artifacts_at(uri: str) -> Any:
+    """Return MLflow's access to the files below a URI."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(uri)
+
+
 def latest_metrics(data: Any) -> list[Any]:
     """Return the latest value of each metric of a run, with its step, from the run's `data`.
 

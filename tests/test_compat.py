@@ -7,6 +7,7 @@ import ast
 import inspect
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -293,6 +294,26 @@ def store_behind():
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     assert SqlAlchemyStore.get_metric_history_bulk
+
+
+@contract("mlflow")
+def remove_for_good():
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    for name, argument in (
+        ("_hard_delete_run", "run_id"),
+        ("_hard_delete_logged_model", "model_id"),
+    ):
+        assert list(inspect.signature(getattr(SqlAlchemyStore, name)).parameters)[1] == argument
+
+
+@contract("mlflow")
+def artifacts_at():
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder, "artifacts")
+        place.mkdir()
+        compat.artifacts_at(place.as_uri()).delete_artifacts()
+        assert not place.exists()
 
 
 @contract("mlflow")

@@ -9,6 +9,7 @@ from fmnist_lab.runs.compare import compare
 from fmnist_lab.runs.heal import heal
 from fmnist_lab.runs.list import list_runs
 from fmnist_lab.runs.power import power
+from fmnist_lab.runs.removal import delete, move, restore
 from fmnist_lab.runs.report import report
 from fmnist_lab.runs.reproduce import reproduce
 from fmnist_lab.runs.sync import sync
@@ -32,6 +33,9 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "variance": (variance, " [SWEEP…]"),
     "reproduce": (reproduce, " RUN"),
     "again": (again, " RUN KEY=VALUE…"),
+    "move": (move, " RUN… --to URI"),
+    "delete": (delete, " RUN…"),
+    "restore": (restore, " RUN…"),
     "heal": (heal, ""),
     "sync": (sync, ""),
     "ui": (ui, " [SWEEP|RUN]"),

@@ -30,6 +30,7 @@ from fmnist_lab.tracking.query import known as known
 from fmnist_lab.tracking.query import look_up as look_up
 from fmnist_lab.tracking.query import member_tag as member_tag
 from fmnist_lab.tracking.query import members_of as members_of
+from fmnist_lab.tracking.query import name_of as name_of
 from fmnist_lab.tracking.query import tag as tag
 from fmnist_lab.tracking.reading import facts as facts
 from fmnist_lab.tracking.reading import origin as origin

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from fmnist_lab import compat
@@ -65,6 +66,7 @@ def search(
     *,
     order: Sequence[str] = (),
     page: int = PAGE,
+    deleted: bool = False,
 ) -> Iterator[Any]:
     """Yield MLflow's runs, the newest first, and ask for the next page only when it is needed.
 
@@ -74,12 +76,14 @@ def search(
         where: MLflow's filter.
         order: MLflow's order, such as "attributes.start_time ASC".
         page: How many runs to ask for at once.
+        deleted: Whether to look for the runs in MLflow's trash, and not for the others.
     """
+    from mlflow.entities import ViewType
+
+    which = ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
     token = None
     while token != "":
-        found = client.search_runs(
-            list(experiment_ids), where, max_results=page, order_by=list(order), page_token=token
-        )
+        found = client.search_runs(list(experiment_ids), where, which, page, list(order), token)
         yield from found
         token = found.token or ""
 
@@ -180,18 +184,24 @@ def members_of(sweep: str) -> str:
     return f"tags.`{member_tag(sweep)}` != ''"
 
 
+def is_id(text: str) -> bool:
+    """Return whether a text is what MLflow gives to a run as its id."""
+    return bool(re.fullmatch("[0-9a-f]{32}", text))
+
+
 def member_tag(sweep: str) -> str:
     """Return the tag that holds a run's job number in a sweep."""
     return f"{SWEEP_TAG}{sweep}"
 
 
 @asks
-def look_up(store: Store, word: str) -> RunRef:
+def look_up(store: Store, word: str, *, deleted: bool = False) -> RunRef:
     """Return the run that a word means.
 
     Args:
         store: Where to look.
         word: A run's id, the beginning of its id, or its name.
+        deleted: Whether to look into MLflow's trash.
 
     Raises:
         UserError: There is no store or no such run, or there are several.
@@ -208,16 +218,17 @@ def look_up(store: Store, word: str) -> RunRef:
     found = {
         run.info.run_id: run
         for where in filters
-        for run in client.search_runs(list(experiments), where, max_results=10)
+        for run in islice(search(client, list(experiments), where, page=10, deleted=deleted), 10)
         if run.info.run_name == word or run.info.run_id.startswith(word)
     }
     if len(found) != 1:
         known = ", ".join(f"{id} ({name_of(run)})" for id, run in found.items())
-        problem = f"means several runs: {known}" if found else f"is no run in {store.uri}"
+        place = f"the trash of {store.uri}" if deleted else store.uri
+        problem = f"means several runs: {known}" if found else f"is no run in {place}"
         raise UserError(
             f"received '{line(word, NAME_LENGTH)}', which {problem}; expected a run's id, the "
-            "beginning of one, or a name that only one run has; "
-            f"{store.command('runs', 'list', '--all')} shows them"
+            "beginning of one, or a name that only one run has"
+            + ("" if deleted else f"; {store.command('runs', 'list', '--all')} shows them")
         )
     ((run_id, run),) = found.items()
     place = run.info.experiment_id
