@@ -25,8 +25,9 @@ def test_the_run_is_finished_and_complete(tracked):
     info = tracked.run.info
     assert (info.status, info.run_name) == ("FINISHED", NAME)
     assert tracked.client.get_experiment(info.experiment_id).name == "fmnist_lab"
-    assert tracked.files(tracked.run) == FIGURES | {
-        *("config.yaml", "evaluation.json", "predictions.npz")
+    # A checkout that is being worked on keeps its changes as well.
+    assert tracked.files(tracked.run) - {"code.diff"} == FIGURES | {
+        *("config.yaml", "evaluation.json", "predictions.npz", "packages.txt")
     }
     for name in FIGURES:
         picture = tracked.file(tracked.run, name).read_bytes()

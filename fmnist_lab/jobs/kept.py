@@ -17,6 +17,8 @@ from fmnist_lab.config.functions import is_built_in
 from fmnist_lab.errors import UserError
 
 URI = "runs:/"
+# The files that say with which code and libraries a run was made.
+CHANGES, PACKAGES = "code.diff", "packages.txt"
 # The targets that a config from a store may name unasked. Anyone may have written the config, so
 # none of these reads, writes or runs what its arguments say, although Keras has such callbacks.
 TRUSTED = {

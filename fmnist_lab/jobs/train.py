@@ -13,10 +13,10 @@ from fmnist_lab import tracking
 from fmnist_lab.config import naming
 from fmnist_lab.config.schema import Config
 from fmnist_lab.errors import DivergedError, UserError
-from fmnist_lab.jobs import build, outputs, resume
+from fmnist_lab.jobs import build, kept, outputs, resume
 from fmnist_lab.jobs.job import Job
 from fmnist_lab.jobs.membership import Membership
-from fmnist_lab.system import durable
+from fmnist_lab.system import durable, provenance
 
 
 def run(
@@ -43,8 +43,8 @@ def run(
         UserError: Something in the config cannot be done, and no run is left behind; or the
             training diverged, and the run is marked FAILED with the epochs before.
     """
-    kept = config.tracking.kind != "none"
-    job = Job(config, member, tracking.Store.locate(config.tracking.uri) if kept else None)
+    tracked = config.tracking.kind != "none"
+    job = Job(config, member, tracking.Store.locate(config.tracking.uri) if tracked else None)
     if job.answered is not None:
         return _answer(job.store, job.answered, config.pause_after)
     training = _Training(job, engine_before)
@@ -61,7 +61,7 @@ def run(
         if run.is_remote:
             run.wait_until_open()
         if not (training.is_over or training.is_paused):
-            with training.saved_if_interrupted(resumable=kept and not reproduces):
+            with training.saved_if_interrupted(resumable=tracked and not reproduces):
                 training.train(run, check_signals)
         if training.is_paused:
             training.pause(run)
@@ -152,8 +152,11 @@ class _Training:
         return {**self.history[epoch - 1], "epoch": float(epoch)}
 
     def keep_inputs(self, run: tracking.Run) -> None:
-        """Keep the config, and pictures of the data."""
+        """Keep the config, the versions of code and libraries, and pictures of the data."""
         run.params(naming.params(self.config))
+        run.text(provenance.packages(), kept.PACKAGES)
+        if changes := provenance.changes():
+            run.text(changes, kept.CHANGES)
         run.text(OmegaConf.to_yaml(OmegaConf.create(self.config.to_dict())), "config.yaml")
         outputs.draw_data(run, self.dataset)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+import shlex
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
@@ -37,6 +39,8 @@ CIRCUMSTANCES = {
     "device": "hardware",
     "threads": "threads",
 }
+COMMIT = "mlflow.source.git.commit"
+LIBRARIES = [tag for tag in CIRCUMSTANCES if tag.startswith("version.")]
 NOT_OUTCOMES = ("images_per_second",)
 
 
@@ -77,7 +81,9 @@ def reproduce(
         command = tags.get("mlflow.source.name", "an unknown command")
         made = f"Reproducing run '{old.name}', id {old.run_id}, which was made by\n  {command}\n"
         console.print(escape(made), soft_wrap=True)
-        _warn(console, tags, runtime.start(config.trainer.threads))
+        changed = _warn(console, tags, runtime.start(config.trainer.threads))
+        for sentence in _to_have_the_same(place, old.run_id, tags, changed):
+            console.print(escape(sentence), soft_wrap=True)
         again = _train(place, config, old, resume.values(tags, "engine")[-1])
         with tracking.asking(place):
             differences = compare(place, old.run_id, again.run_id)
@@ -216,21 +222,60 @@ def _metric_differs(store: tracking.Store, name: str, old: str, new: str) -> lis
     return [Difference(name, f"{apart.max():.3g}", str(apart.idxmax()))]
 
 
-def _warn(console: Console, then: Mapping[str, str], device: Device) -> None:
-    """Show the circumstances that have changed since a run was made, whose tags are given."""
+def _warn(console: Console, then: Mapping[str, str], device: Device) -> set[str]:
+    """Show the circumstances that have changed since a run was made, whose tags are given.
+
+    Returns:
+        The tags whose values are other ones now.
+    """
     now = {**provenance.tags(), "device": device.name, "threads": str(device.threads)}
     then = {**then, "threads": ", then ".join(resume.values(then, "threads"))}
     table = Table("different from then", "then", "now", box=None, pad_edge=False)
+    changed = set()
     for tag, name in CIRCUMSTANCES.items():
         values = [facts.get(tag) or "unknown" for facts in (then, now)]
         if values[0] != values[1]:
             most = 12 if tag.endswith("commit") else None
             table.add_row(name, *(escape(value[:most]) for value in values))
+            changed.add(tag)
     if then.get("git.dirty") == now.get("git.dirty") == "true":
         table.add_row("uncommitted changes", "some", "perhaps others")
+        changed.add("git.dirty")
     if table.rows:
         console.print(table)
         console.print()
+    return changed
+
+
+def _to_have_the_same(
+    store: tracking.Store, run_id: str, then: Mapping[str, str], changed: Container[str]
+) -> list[str]:
+    """Return the commands that bring back the code and the libraries that a run was made with.
+
+    Args:
+        store: Where the run is.
+        run_id: The run.
+        then: Its tags.
+        changed: The tags whose values are other ones now.
+    """
+    commit = then.get(COMMIT, "")
+    wanted, steps = {COMMIT, "git.dirty"}, []
+    had = tracking.file_names(store, run_id)
+    fetch = (
+        f"MLFLOW_TRACKING_URI={shlex.quote(store.uri)} python -m mlflow artifacts download "
+        f"--run-id {run_id} --dst-path . --artifact-path"
+    )
+    if any(tag in changed for tag in wanted) and re.fullmatch("[0-9a-f]{40}", commit):
+        steps.append(f"  git checkout {commit}")
+        if then.get("git.dirty") == "true" and kept.CHANGES in had:
+            steps.append(f"  {fetch} {kept.CHANGES} && git apply {kept.CHANGES}")
+    if any(tag in changed for tag in LIBRARIES) and kept.PACKAGES in had:
+        steps.append(f"  {fetch} {kept.PACKAGES} && python -m pip install -r {kept.PACKAGES}")
+    if steps:
+        steps = ["To have the code and the libraries of then, in a checkout:", *steps, ""]
+    if then.get("git.dirty") == "true" and kept.CHANGES not in had:
+        steps.append("Its code had uncommitted changes, which were not kept.\n")
+    return steps
 
 
 def _judge(console: Console, old: tracking.RunRef, differences: Sequence[Difference]) -> None:

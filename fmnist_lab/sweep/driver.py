@@ -35,7 +35,7 @@ from fmnist_lab.sweep.search.control import Search
 from fmnist_lab.sweep.search.trials import LOG
 from fmnist_lab.system import provenance, signals
 from fmnist_lab.system.terminal import aligned
-from fmnist_lab.texts import line
+from fmnist_lab.texts import counted, line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -197,6 +197,11 @@ class SweepDriver:
             metrics |= self._report(runs, curves, summary)
         except UserError as nothing:
             console.print(f"\n{nothing}", markup=False, soft_wrap=True)
+        if changed := list(runs.get("code_changed", ())).count("true"):
+            self.remark(
+                f"\n{counted(changed, 'job')} began after the code had changed; the tag "
+                "code.changed marks their runs."
+            )
         self.run.close(status, reason, metrics, summary)
         if status == "FINISHED":
             shutil.rmtree(self.run.store.shared / self.run.id, ignore_errors=True)
@@ -387,7 +392,8 @@ def begin(config: DictConfig) -> SweepDriver:
             found_at = {tracking.FOLDER_TAG: str(folder), "host": tags["host"]}
             tracking.tag(store, parent.id, found_at)
     places = tuple(flags.given(sys.argv[1:]))
-    sweep = Sweep(parent, folder, tuple(planned.axes), places, began)
+    code = provenance.code_version()
+    sweep = Sweep(parent, folder, tuple(planned.axes), places, began, code=code)
     if search:
         search.begin(parent, folder, began / 1000)
         most = search.options.max_parameters

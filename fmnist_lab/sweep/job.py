@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fmnist_lab.tracking import SweepRun
 
 OUTCOMES = "outcomes.jsonl"
+CHANGED_TAG = "code.changed"  # of a job that began after the code had changed
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Sweep:
         began: When the sweep began, in milliseconds since 1970.
         is_search: Whether the jobs are the trials of a search, and the trainings of its winner.
         most_parameters: How many parameters a job's model may have; None: any number.
+        code: The version of the code that the sweep began with, see `provenance.code_version`.
     """
 
     run: SweepRun | None
@@ -46,6 +48,7 @@ class Sweep:
     began: int
     is_search: bool = False
     most_parameters: int | None = None
+    code: str = ""
 
     def job(self, number: int, overrides: Sequence[str]) -> Job:
         """Return a job of the sweep.
@@ -66,6 +69,8 @@ class Sweep:
         if self.is_search:
             tags = trials.tags(number, overrides, self.axes)
             member = replace(member, more=tags, most_parameters=self.most_parameters)
+        if self.code not in ("", provenance.code_version()):
+            member = replace(member, more={**member.more, CHANGED_TAG: "true"})
         return Job(member, self.run, folder)
 
 
@@ -101,6 +106,8 @@ class Job:
         failure, kind, metrics = "", "", {}
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with _printing_to(self.log):
+            if CHANGED_TAG in self.member.more:
+                print("The code has changed since this job's sweep began.\n")
             try:
                 metrics = do()
             except UserError as error:

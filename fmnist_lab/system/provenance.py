@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import getpass
+import hashlib
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -22,6 +24,19 @@ CLUSTER = {
     "ray.task": "FMNIST_LAB_RAY_TASK",
     "ray.node": "FMNIST_LAB_RAY_NODE",
 }
+
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# The code and its configs alone: other files change no result.
+CODE = ("--", ".", ":/conf")
+CHANGED = ("diff", "--name-only", "HEAD")
+ADDED = ("ls-files", "--others", "--exclude-standard", "--full-name")
+MOST_CHANGES = 2**20  # characters
+SECRET = re.compile(
+    r"(^|/)(\.env|\.netrc|id_(rsa|dsa|ecdsa|ed25519))|\.(pem|key|p12|pfx|env)$"
+    r"|secret|credential|password|token",
+    re.IGNORECASE,
+)
 
 
 def tags() -> dict[str, str]:
@@ -43,10 +58,64 @@ def tags() -> dict[str, str]:
     commit = _git("rev-parse", "HEAD")
     if commit:
         found["mlflow.source.git.commit"] = commit
-        # The code and its configs alone: other files change no result.
-        code = ("--", ".", ":/conf")
-        found["git.dirty"] = str(bool(_git("status", "--porcelain", *code))).lower()
+        found["git.dirty"] = str(bool(_git("status", "--porcelain", *CODE))).lower()
     return found
+
+
+def code_version() -> str:
+    """Return eight bytes of a hash of the package's files, to tell if they have changed meanwhile.
+
+    Python may load some of the files later than others, so a process that runs while they change
+    has a mixture.
+    """
+    found = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*")):
+        if file.suffix in (".py", ".c", ".h", ".j2", ".yaml") and file.is_file():
+            found.update(f"{file.relative_to(PACKAGE)}\0".encode() + file.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def changes() -> str:
+    """Return the uncommitted changes of the code and its configs, as `git apply` takes them.
+
+    Files whose names tell that they hold secrets are left out, and all of it if it is larger than
+    `MOST_CHANGES`; the first lines say so.
+
+    Returns:
+        A patch; "" if nothing has changed, or the package is no checkout.
+    """
+    named = [_git(*words, "-z", *CODE) or "" for words in (CHANGED, ADDED)]
+    changed, added = ([name for name in each.split("\0") if name] for each in named)
+    if not changed and not added:
+        return ""
+    secret = [name for name in (*changed, *added) if SECRET.search(name)]
+    parts = [f"# Uncommitted changes of commit {_git('rev-parse', 'HEAD')}.\n"]
+    parts += [f"# Left out, as it may hold a secret: {name}\n" for name in secret]
+    if known := [f":/{name}" for name in changed if name not in secret]:
+        parts.append(_git("diff", "--binary", "HEAD", "--", *known, strip=False) or "")
+    for name in added:
+        if name not in secret:
+            new = ("diff", "--binary", "--no-index", "/dev/null", name)
+            parts.append(_git("-C", str(PACKAGE.parent), *new, strip=False, codes=(0, 1)) or "")
+    if sum(map(len, parts)) > MOST_CHANGES:
+        size = f"{sum(map(len, parts)):,} characters, more than {MOST_CHANGES:,}"
+        files = "".join(f"# {name}\n" for name in (*changed, *added))
+        return f"{parts[0]}# Not kept: {size}. The files:\n{files}"
+    return "".join(parts)
+
+
+def packages() -> str:
+    """Return the installed packages with their versions, as `pip install -r` takes them.
+
+    They are read from the names of their folders, which is fifty times as fast as from their
+    metadata (https://packaging.python.org/en/latest/specifications/recording-installed-packages).
+    The package itself is not among them: the code's commit says more.
+    """
+    folders = [name for place in sys.path for name in Path(place).glob("*.dist-info")]
+    found = {"==".join(folder.stem.split("-", 1)) for folder in folders}
+    ours = f"fmnist_lab=={metadata.version('fmnist_lab')}"
+    head = f"# Python {platform.python_version()}, {platform.platform()}\n# {ours}\n"
+    return head + "".join(f"{each}\n" for each in sorted(found - {ours}, key=str.lower))
 
 
 def user() -> str:
@@ -86,19 +155,21 @@ def run_command(words: Sequence[str]) -> str:
     return shlex.join(["python", "-m", "fmnist_lab.run", *words])
 
 
-def _git(*arguments: str) -> str | None:
-    package = Path(__file__).resolve().parents[1]
-    if not (package.parent / ".git").exists():
+def _git(*arguments: str, strip: bool = True, codes: Container[int] = (0,)) -> str | None:
+    """Return what git prints in the package's folder; None if there is no checkout, or it fails."""
+    if not (PACKAGE.parent / ".git").exists():
         return None
     try:
         done = subprocess.run(
-            ["git", "-C", str(package), *arguments],
+            ["git", "-C", str(PACKAGE), *arguments],
             capture_output=True,
             encoding="utf-8",
             errors="replace",
             timeout=10,
-            check=True,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    if done.returncode not in codes:
+        return None
+    return done.stdout.strip() if strip else done.stdout

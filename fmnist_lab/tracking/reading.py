@@ -36,6 +36,12 @@ def facts(store: Store, run_id: str) -> dict[str, dict[str, Any]]:
     return {"tags": tags, "params": params, "metrics": data.metrics}
 
 
+@asks
+def file_names(store: Store, run_id: str) -> list[str]:
+    """Return the names of the files that were kept with a run, those of its folders left out."""
+    return [line(item.path) for item in client_of(store).list_artifacts(run_id) if not item.is_dir]
+
+
 def read_file(store: Store, run_id: str, file: str, most: int = bounds.MOST_TEXT) -> bytes:
     """Return a file that was kept with a run.
 

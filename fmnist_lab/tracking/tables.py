@@ -37,6 +37,7 @@ TAG_COLUMNS = {
     "failure": "failure",
     "mlflow.source.git.commit": "commit",
     "git.dirty": "dirty",
+    "code.changed": "code_changed",
     "data.digest": "data_digest",
     "role": "role",
     "trial.number": "trial",
