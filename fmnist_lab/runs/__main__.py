@@ -5,6 +5,7 @@ from collections.abc import Callable
 from cyclopts import App, Parameter
 
 from fmnist_lab.runs.compare import compare
+from fmnist_lab.runs.export import export
 from fmnist_lab.runs.heal import heal
 from fmnist_lab.runs.list import list_runs
 from fmnist_lab.runs.power import power
@@ -30,6 +31,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "power": (power, " A [B]"),
     "variance": (variance, " [SWEEP…]"),
     "reproduce": (reproduce, " RUN"),
+    "export": (export, " [MODEL]"),
     "heal": (heal, ""),
     "sync": (sync, ""),
     "ui": (ui, " [SWEEP|RUN]"),

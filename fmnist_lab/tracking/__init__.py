@@ -34,6 +34,8 @@ from fmnist_lab.tracking.query import look_up as look_up
 from fmnist_lab.tracking.query import member_tag as member_tag
 from fmnist_lab.tracking.query import members_of as members_of
 from fmnist_lab.tracking.query import tag as tag
+from fmnist_lab.tracking.reading import PREDICTIONS as PREDICTIONS
+from fmnist_lab.tracking.reading import VALIDATION as VALIDATION
 from fmnist_lab.tracking.reading import facts as facts
 from fmnist_lab.tracking.reading import origin as origin
 from fmnist_lab.tracking.reading import read_file as read_file

@@ -17,6 +17,7 @@ from fmnist_lab.tracking.failures import Kind, asks, kind, reason, refused
 from fmnist_lab.tracking.store import Store
 
 PREDICTIONS = "predictions.npz"
+VALIDATION = "predictions_validation.npz"
 
 
 def origin(uri: str) -> dict[str, str]:
@@ -86,8 +87,15 @@ def _fetch_at_most(uri: str, file: str, most: int) -> bytes:
         return _read_at_most(download(uri, folder), most)
 
 
-def read_predictions(store: Store, run_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the predictions of a run's model for the test set.
+def read_predictions(
+    store: Store, run_id: str, file: str = PREDICTIONS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the predictions of a run's model for the test set, or for its validation images.
+
+    Args:
+        store: Where the run is.
+        run_id: The run's id.
+        file: `PREDICTIONS` or `VALIDATION`.
 
     Returns:
         Probabilities, shape (images, classes), and the true labels, shape (images,).
@@ -95,7 +103,7 @@ def read_predictions(store: Store, run_id: str) -> tuple[np.ndarray, np.ndarray]
     Raises:
         UserError: The run has no predictions, or their file is damaged.
     """
-    content = read_file(store, run_id, PREDICTIONS, bounds.MOST_ARRAYS)
+    content = read_file(store, run_id, file, bounds.MOST_ARRAYS)
     try:
         probabilities, labels = bounds.read_arrays(content, "probabilities", "labels")
         shapes = f"{probabilities.dtype} {probabilities.shape}, {labels.dtype} {labels.shape}"
@@ -108,5 +116,5 @@ def read_predictions(store: Store, run_id: str) -> tuple[np.ndarray, np.ndarray]
                 f"its arrays are {shapes}, expected probabilities (images, classes) and labels"
             )
     except ValueError as error:
-        raise UserError(f"run {run_id}: its {PREDICTIONS} is damaged: {error}") from None
+        raise UserError(f"run {run_id}: its {file} is damaged: {error}") from None
     return probabilities, labels
