@@ -9,6 +9,7 @@ from fmnist_lab.runs.export import export
 from fmnist_lab.runs.heal import heal
 from fmnist_lab.runs.list import list_runs
 from fmnist_lab.runs.power import power
+from fmnist_lab.runs.promote import promote
 from fmnist_lab.runs.report import report
 from fmnist_lab.runs.reproduce import reproduce
 from fmnist_lab.runs.sync import sync
@@ -31,6 +32,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "power": (power, " A [B]"),
     "variance": (variance, " [SWEEP…]"),
     "reproduce": (reproduce, " RUN"),
+    "promote": (promote, " RUN"),
     "export": (export, " [MODEL]"),
     "heal": (heal, ""),
     "sync": (sync, ""),

@@ -40,6 +40,7 @@ from fmnist_lab.tracking.reading import facts as facts
 from fmnist_lab.tracking.reading import origin as origin
 from fmnist_lab.tracking.reading import read_file as read_file
 from fmnist_lab.tracking.reading import read_predictions as read_predictions
+from fmnist_lab.tracking.reading import trained_on as trained_on
 from fmnist_lab.tracking.registry import RegisteredModel as RegisteredModel
 from fmnist_lab.tracking.registry import aliases as aliases
 from fmnist_lab.tracking.registry import describe as describe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,27 @@ def facts(store: Store, run_id: str) -> dict[str, dict[str, Any]]:
         for each in (data.tags, data.params)
     )
     return {"tags": tags, "params": params, "metrics": data.metrics}
+
+
+@asks
+def trained_on(store: Store, run_id: str) -> tuple[str, tuple[int, ...]]:
+    """Return the name of the data set that a run has used, and the shape of its training images.
+
+    Args:
+        store: Where the run is.
+        run_id: The run's id.
+
+    Returns:
+        The name, and (images, height, width) or with channels behind; "" and () if it noted none.
+    """
+    for used in client_of(store).get_run(run_id).inputs.dataset_inputs:
+        try:
+            shape = json.loads(used.dataset.profile)["features_shape"]
+            return line(used.dataset.name), tuple(int(each) for each in shape)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            # Another tool has logged it.
+            continue
+    return "", ()
 
 
 def read_file(store: Store, run_id: str, file: str, most: int = bounds.MOST_TEXT) -> bytes:

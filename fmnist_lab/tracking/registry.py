@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fmnist_lab.errors import UserError
+from fmnist_lab.system import durable
 from fmnist_lab.texts import line
 from fmnist_lab.tracking.client import client_of
 from fmnist_lab.tracking.failures import asks
@@ -142,7 +143,7 @@ def register(store: Store, run_id: str, name: str) -> RegisteredModel:
 
 @asks
 def describe(store: Store, model: RegisteredModel, card: str, file: str) -> None:
-    """Have a registered version, its model and its run say what the model is.
+    """Keep a model's card with the run that has made it, and as the version's description.
 
     Args:
         store: The store.
@@ -152,27 +153,33 @@ def describe(store: Store, model: RegisteredModel, card: str, file: str) -> None
     """
     client = client_of(store)
     client.log_text(model.run_id, card, file)
-    client.update_model_version(model.name, model.version, card[:MOST_DESCRIBED])
-    client.update_registered_model(model.name, card[:MOST_DESCRIBED])
+    if folder := durable.local_path(client.get_run(model.run_id).info.artifact_uri):
+        durable.sync_file(folder / file)
+        durable.sync_folder(folder)
+    client.update_model_version(model.name, model.version, _short(card, file))
 
 
 @asks
-def set_alias(store: Store, model: RegisteredModel, alias: str) -> None:
-    """Point an alias at a version.
+def set_alias(store: Store, model: RegisteredModel, alias: str, card: str) -> None:
+    """Point an alias at a version, whose card becomes the description of the registered model.
 
-    Raises:
-        UserError: MLflow does not take the alias.
+    Args:
+        store: The store.
+        model: The version.
+        alias: The alias; MLflow takes letters, digits, dashes and underscores.
+        card: Its model card, in Markdown.
     """
-    from mlflow.exceptions import MlflowException
+    client = client_of(store)
+    client.set_registered_model_alias(model.name, alias, model.version)
+    client.update_registered_model(model.name, _short(card, "the version's description"))
 
-    try:
-        client_of(store).set_registered_model_alias(model.name, alias, model.version)
-    except MlflowException as error:
-        if error.error_code != "INVALID_PARAMETER_VALUE":
-            raise
-        raise UserError(
-            f"--alias: received '{line(alias)}', which MLflow refuses: {error.message}"
-        ) from None
+
+def _short(card: str, file: str) -> str:
+    """Return as much of a card as MLflow's column has room for, in whole lines."""
+    if len(card) <= MOST_DESCRIBED:
+        return card
+    rest = f"\n\n(The rest is in {file}.)"
+    return card[: MOST_DESCRIBED - len(rest)].rpartition("\n")[0] + rest
 
 
 def _version(found: Any) -> RegisteredModel:
