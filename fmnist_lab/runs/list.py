@@ -99,11 +99,14 @@ def list_runs(
 
 
 def _with_aliases(store: tracking.Store, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows whose names say which runs were promoted, as in "h128 e15 s0, fmnist@champion"."""
-    promoted = tracking.aliases(store)
-    return [
-        {**row, "name": ", ".join([row["name"], *promoted.get(row["run_id"], ())])} for row in rows
-    ]
+    """Return rows whose names say which runs were promoted: "h128 e15 s0 (fmnist@champion)"."""
+    try:
+        promoted = tracking.aliases(store)
+    except UserError:
+        # A server may keep runs and no registered models.
+        return list(rows)
+    told = {run: f" ({', '.join(names)})" for run, names in promoted.items()}
+    return [{**row, "name": f"{row['name']}{told.get(row['run_id'], '')}"} for row in rows]
 
 
 def _table(

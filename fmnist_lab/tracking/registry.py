@@ -6,6 +6,7 @@ one; a server is asked again after an alias was set.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from fmnist_lab.tracking.files import models_of
 from fmnist_lab.tracking.store import Store
 
 PATIENCE_SECONDS = 120  # The wait for another promotion, which takes seconds.
+VERSIONS_TAG = "mlflow.modelVersions"  # Of a logged model, in JSON.
 MOST_DESCRIBED = 5000  # Characters of a description, the width of MLflow's column.
 
 
@@ -138,6 +140,12 @@ def register(store: Store, run_id: str, name: str) -> RegisteredModel:
     made = client.create_model_version(
         name, model.artifact_location, run_id, model_id=model.model_id
     )
+    # A server does so itself; MLflow's interface shows the versions of a model by this tag.
+    versions = json.loads(model.tags.get(VERSIONS_TAG) or "[]")
+    if (version := {"name": name, "version": str(made.version)}) not in versions:
+        client.set_logged_model_tags(
+            model.model_id, {VERSIONS_TAG: json.dumps([*versions, version])}
+        )
     return _version(made)
 
 
