@@ -102,7 +102,7 @@ def test_a_run_is_exported_and_gives_the_same_answers(say, trained, tmp_path, na
     output = tmp_path / "new" / f"model{portable.FORMATS[name].suffix}"
     run, store = trained.run.info.run_id, ("--store", trained.uri)
     said = say(run, "--format", name, "--output", output, *store)
-    assert "gives all 500 test images the label that Keras gives them" in said
+    assert "it gives all 500 test images the model's own label" in said
     names = portable.FORMATS[name].names(output)
     assert sorted(output.parent.iterdir()) == sorted(names)
     found = portable.load(name, output)(pixels.test_images[:500])
@@ -146,7 +146,7 @@ def test_a_file_with_other_answers_is_not_kept(trained, backend, tmp_path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXTRAS)
+@pytest.mark.parametrize("name", portable.FORMATS)
 def test_a_model_in_bfloat16_is_converted_in_float32(backend, tmp_path, name):
     installed(name)
     import keras
@@ -163,5 +163,8 @@ def test_a_model_in_bfloat16_is_converted_in_float32(backend, tmp_path, name):
     output = tmp_path / f"a{portable.FORMATS[name].suffix}"
     made = export.export(model, name, output, images, within=1e-5)
     assert made.apart.probability <= 1e-5
+    if name == "keras":
+        assert made.rounding is None
+        return
     assert made.rounding is not None
     assert 0 < made.rounding.probability < 0.1

@@ -272,6 +272,7 @@ def test_a_word_means_a_model(choices, word, best, name):
         ("missing.keras", None, "'missing.keras', which is not there; expected a run's id"),
         ("/tmp", None, "has no MLmodel in it"),
         ("nonsense", None, "'nonsense', which is no run in"),
+        ("x" * 300, None, "which is no run in"),
     ],
 )
 def test_a_word_that_means_no_model(choices, word, best, said):

@@ -22,7 +22,9 @@ from fmnist_lab.system import process, streams
 # uint8 images (n, height, width) or (n, height, width, 3) in; float32 (n, classes) out.
 Predict = Callable[[np.ndarray], np.ndarray]
 
-BATCH = 500  # Images per call of a runtime.
+# Images per call of a runtime: a multiple of the batches of 32 in which Keras predicts, since the
+# last bits of a model in a lower precision depend on these.
+BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Format:
         load: Has the format's own runtime load the file.
         extra: The extra of fmnist_lab that brings what it needs, or "".
         modules: What has to be importable.
-        any_precision: Whether it computes in the model's precision; others compute in float32.
+        any_precision: Whether it computes in the model's precision; the others do in float32.
     """
 
     runtime: str
@@ -171,7 +173,7 @@ def _load_keras(path: Path) -> Predict:
     from fmnist_lab.models import saved
 
     model = saved.load(path)
-    return lambda images: np.asarray(model(images, training=False))
+    return lambda images: model.predict(images, verbose=0)
 
 
 def _load_saved_model(path: Path) -> Predict:
@@ -218,9 +220,7 @@ def _load_openvino(path: Path) -> Predict:
 
 FORMATS = {
     "keras": Format("Keras", "", ".keras", _load_keras, any_precision=True),
-    "saved_model": Format(
-        "TensorFlow", "tf_saved_model", "", _load_saved_model, any_precision=True
-    ),
+    "saved_model": Format("TensorFlow", "tf_saved_model", "", _load_saved_model),
     "onnx": Format(
         "ONNX Runtime",
         "onnx",

@@ -69,9 +69,9 @@ def export(
             {
                 "model": chosen.uri,
                 "written": f"{', '.join(map(str, made.files))} ({in_bytes(made.size)})",
-                "checked": f"{portable.FORMATS[format].runtime} gives all {made.images:,} test "
-                f"images the label that Keras gives them; probabilities differ by up to "
-                f"{made.apart.probability:.2g}",
+                "checked": f"read by {portable.FORMATS[format].runtime}, it gives all "
+                f"{made.images:,} test images the model's own label; probabilities differ by up "
+                f"to {made.apart.probability:.2g}",
                 "takes": f"uint8 images, shape ({shape}), 0 to 255; returns float32 probabilities",
             },
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -69,11 +70,12 @@ def choose_model(store: Store, word: str | None = None, *, best: str | None = No
         return _newest(store)
     if word.startswith("models:"):
         return _registered(store, word)
-    if named := re.fullmatch("runs:/+([^/]+)(/+.+)?/*", word):
+    if named := re.fullmatch("runs:/+([^/]+)(/+[^/].*)?/*", word):
         return ChosenModel(word if named[2] else f"runs:/{named[1]}/model", named[1])
     path = Path(word)
-    if path.is_file() or (path / "MLmodel").exists():
-        return ChosenModel(word)
+    with suppress(OSError):  # No file has so long a name.
+        if path.is_file() or (path / "MLmodel").exists():
+            return ChosenModel(word)
     if path.is_absolute() or path.suffix == ".keras" or word.startswith("."):
         found = "has no MLmodel in it" if path.is_dir() else "is not there"
         raise UserError(
