@@ -69,18 +69,17 @@ def export(
             {
                 "model": chosen.uri,
                 "written": f"{', '.join(map(str, made.files))} ({in_bytes(made.size)})",
-                "checked": f"read by {portable.FORMATS[format].runtime}, it gives all "
-                f"{made.images:,} test images the model's own label; probabilities differ by up "
-                f"to {made.apart.probability:.2g}",
+                "checked": f"read by {portable.FORMATS[format].runtime}, it agrees with "
+                f"Keras on the label of all {made.images:,} test images; probabilities differ by "
+                f"up to {made.apart.probability:.2g}",
                 "takes": f"uint8 images, shape ({shape}), 0 to 255; returns float32 probabilities",
             },
         )
         if made.rounding is not None:
             console.print(
-                "The model computes in bfloat16, and the file in float32: probabilities differ by "
-                f"up to {made.rounding.probability:.2g} from the model's own, and "
-                f"{counted(made.rounding.labels, 'test image')} of {made.images:,} have another "
-                "label.",
+                "The run's model computes in bfloat16, the file in float32, as Keras did for this "
+                f"check: that changes probabilities by up to {made.rounding.probability:.2g}, and "
+                f"the label of {counted(made.rounding.labels, 'test image')} of {made.images:,}.",
                 soft_wrap=True,
             )
 
