@@ -56,13 +56,14 @@ def promote(
             raise UserError(
                 "received no run, expected one, or --best accuracy/validation for the best"
             )
-        place = tracking.Store.locate(store)
+        place = tracking.Store.locate(store, for_writing=False)
         console = printout()
         chosen = tracking.choose_model(place, run, best=best)
         for remark in chosen.remarks:
             console.print(remark, markup=False, soft_wrap=True)
         candidate = tracking.look_up(place, chosen.run_id or str(run))
         tracking.check_finished(place, candidate, model_alone=False)
+        tracking.Store.locate(store)  # It has to be written, too.
         with tracking.promoting(place):
             _promote(console, place, candidate, name, alias, anyway)
 
