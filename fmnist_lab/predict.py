@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -85,12 +84,17 @@ class Classifier:
         return engines.predict(self.model, pixels)
 
 
-def load(uri: str | None = None, *, store: str | None = None) -> Classifier:
-    """Reload a model that a run has logged.
+def load(
+    uri: str | None = None, *, best: str | None = None, store: str | None = None
+) -> Classifier:
+    """Reload a model that a run has logged. How it was chosen is told on standard error.
 
     Args:
-        uri: runs:/RUN_ID, runs:/RUN_ID/model, models:/NAME/VERSION or a folder; None: the model
-            of the newest finished run.
+        uri: A run's id, its beginning or its name, runs:/RUN_ID, models:/NAME@ALIAS,
+            models:/NAME/VERSION, a folder that MLflow wrote, or a .keras file; None: the model of
+            the newest finished run.
+        best: A metric, such as accuracy/validation: the model of the finished run that is best by
+            it, of a sweep if `uri` names one.
         store: MLflow's tracking URI; None: $MLFLOW_TRACKING_URI, or mlflow.db in this folder.
 
     Raises:
@@ -98,40 +102,18 @@ def load(uri: str | None = None, *, store: str | None = None) -> Classifier:
     """
     with process.left_as_found():
         place = tracking.Store.locate(store, for_writing=False)
+        chosen = tracking.choose_model(place, uri, best=best)
+        for remark in chosen.remarks:
+            print(remark, file=sys.stderr)
         runtime.start()
-        if uri is None:
-            uri = f"runs:/{_newest_run(place)}/model"
-        elif re.fullmatch("runs:/+[^/]+/*", uri):
-            uri = uri.rstrip("/") + "/model"
         from fmnist_lab.models import saved
 
-        model, names = tracking.load_model(uri, place, saved.load)
+        model, names = tracking.load_model(chosen.uri, place, saved.load)
         if names is None:
             classes, names = int(model.output_shape[-1]), data.FASHION_MNIST.class_names
             if classes != len(names):
                 names = tuple(map(str, range(classes)))
-        return Classifier(model, names, uri)
-
-
-def _newest_run(store: tracking.Store) -> str:
-    """Return the id of the newest finished run whose model is whole.
-
-    Raises:
-        UserError: There is none.
-    """
-    for run in tracking.finished_runs(store):
-        lost = tracking.damage(store, run.run_id, model_alone=True)
-        if not lost:
-            return run.run_id
-        print(
-            f"Passing over the newer run '{run.name}' ({run.run_id}), which {lost}; its command "
-            "with resume=true makes them again.",
-            file=sys.stderr,
-        )
-    raise UserError(
-        f"no finished run with a model in {store.uri}; make one with python -m fmnist_lab.run, or "
-        "name a model with --model or a store with --store"
-    )
+        return Classifier(model, names, chosen.uri)
 
 
 @app.default
@@ -139,6 +121,7 @@ def predict(
     *files: Path,
     index: Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")] = (),
     model: str | None = None,
+    best: str | None = None,
     store: str | None = None,
     top_k: int = 1,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
@@ -150,7 +133,10 @@ def predict(
     Args:
         files: Image files of the model's size (28x28 pixels for Fashion-MNIST), light on dark.
         index: Test images by number, from 0; several may follow. With no file either, 0 and 12.
-        model: runs:/RUN_ID, models:/NAME/VERSION or a folder; left out, the newest finished run's.
+        model: A run, models:/NAME@ALIAS, models:/NAME/VERSION, a folder or a .keras file; left out,
+            the newest finished run's.
+        best: A metric, such as accuracy/validation: the model of the finished run that is best by
+            it, of a sweep if --model names one.
         store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
         top_k: How many labels to print for an image.
         as_json: Print one JSON document.
@@ -163,7 +149,7 @@ def predict(
         index = index if files or index else (0, 12)
         # Errors in the files and numbers are told before TensorFlow has started.
         pictures = [read_image(file) for file in files] + _test_images(index, data_dir)
-        classifier = load(model, store=store)
+        classifier = load(model, best=best, store=store)
         if index:
             _check_takes_test_images(classifier, index)
         elif classifier.image_shape[2:] == (3,):
@@ -181,7 +167,7 @@ def predict(
             print(json.dumps({"model": classifier.uri, "predictions": answers}, indent=1))
             return
         _print(answers)
-        if model is None:
+        if model is None and best is None:
             print(f"These are the predictions of the newest run's model: {classifier.uri}")
 
 

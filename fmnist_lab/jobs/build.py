@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 
 def load_data(config: Config) -> data.Dataset:
     """Load the data set that a config describes."""
-    chosen = config.data
+    return load_section(config.data, config.seed)
+
+
+def load_section(chosen: Data, seed: int) -> data.Dataset:
+    """Load the data set that a config's section `data` describes.
+
+    Args:
+        chosen: The section.
+        seed: The config's seed.
+    """
     return data.load(
         chosen.dir,
         cache_dir=chosen.cache_dir,
@@ -29,7 +38,7 @@ def load_data(config: Config) -> data.Dataset:
         train_limit=chosen.train_limit,
         test_limit=chosen.test_limit,
         validation_fraction=chosen.validation_fraction,
-        seed=config.seed,
+        seed=seed,
         split_seed=chosen.split_seed,
         # A checked config has the content of its files in the place of their paths.
         exclude=cast("Sequence[int]", chosen.exclude or ()),

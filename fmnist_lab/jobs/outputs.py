@@ -181,6 +181,23 @@ def keep_results(run: tracking.Run, probabilities: np.ndarray, dataset: data.Dat
     run.json(scores, "evaluation.json")
 
 
+def keep_validation(
+    run: tracking.Run, probabilities: Mapping[str, np.ndarray], dataset: data.Dataset
+) -> None:
+    """Keep what a finished model predicts for the validation images, if there are any.
+
+    Two models that held out the same images can then be compared without looking at the test set.
+
+    Args:
+        run: The run that takes them.
+        probabilities: What `predict` returns, by part.
+        dataset: The images that were predicted.
+    """
+    if (held_out := probabilities.get("validation")) is not None:
+        labels = dataset.validation_labels
+        run.arrays(tracking.VALIDATION, probabilities=held_out, labels=labels)
+
+
 def draw_data(run: tracking.Run, dataset: data.Dataset) -> None:
     """Draw the first of the training images."""
     images, labels, names = dataset.train_images, dataset.train_labels, dataset.class_names

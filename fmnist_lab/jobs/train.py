@@ -312,5 +312,6 @@ class _Training:
         if self.shared and keeper.latest:
             checkpoint.save(keeper.latest, self.shared, keep=None)
         outputs.keep_results(run, self.probabilities["test"], self.dataset)
+        outputs.keep_validation(run, self.probabilities, self.dataset)
         outputs.draw_curves(run, self.history, chosen.epoch if chosen else 0)
         run.model(self.model, self.dataset.class_names)

@@ -6,9 +6,11 @@ from cyclopts import App, Parameter
 
 from fmnist_lab.runs.again import again
 from fmnist_lab.runs.compare import compare
+from fmnist_lab.runs.export import export
 from fmnist_lab.runs.heal import heal
 from fmnist_lab.runs.list import list_runs
 from fmnist_lab.runs.power import power
+from fmnist_lab.runs.promote import promote
 from fmnist_lab.runs.removal import delete, move, restore
 from fmnist_lab.runs.report import report
 from fmnist_lab.runs.reproduce import reproduce
@@ -36,6 +38,8 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "move": (move, " RUN… --to URI"),
     "delete": (delete, " RUN…"),
     "restore": (restore, " RUN…"),
+    "promote": (promote, " RUN"),
+    "export": (export, " [MODEL]"),
     "heal": (heal, ""),
     "sync": (sync, ""),
     "ui": (ui, " [SWEEP|RUN]"),

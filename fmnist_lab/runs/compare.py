@@ -56,12 +56,19 @@ def compare(
         if as_json:
             print(json.dumps(_as_record((first, second), verdict), indent=2, allow_nan=False))
         else:
-            _show((first, second), verdict)
+            show((first, second), verdict)
 
 
-def _show(sides: Sequence[Side], verdict: Verdict) -> None:
+def show(sides: Sequence[Side], verdict: Verdict, names: Sequence[str] = "AB") -> None:
+    """Print what differs between two groups of runs, and whether it matters.
+
+    Args:
+        sides: The two groups.
+        verdict: What `comparison.compare` says of them.
+        names: What they are called above the tables, which call them A and B.
+    """
     console = printout()
-    show_sides(console, sides)
+    show_sides(console, sides, names)
     console.print()
     if verdict.differences:
         console.print(_differences(verdict))

@@ -64,7 +64,7 @@ def list_runs(
                 f"no run in experiment '{experiment}' of {place.uri} fits"
                 f"{f' the filter {fits}' if fits else ''}"
             )
-        shown = rows[:most]
+        shown = _with_aliases(place, rows[:most])
         sweeps = [row["run_id"] for row in shown if row["job"] == "sweep"]
         summaries = tracking.sweep_summaries(place, experiment, sweeps) if sweeps else {}
         finished = [row["run_id"] for row in shown if row["status"] == "FINISHED"]
@@ -96,6 +96,17 @@ def list_runs(
             console.print(f"… and older ones; --most {2 * most} lists more of them")
         if sweeps and not every and not where:
             console.print("The runs of sweeps are not shown; --all shows them.")
+
+
+def _with_aliases(store: tracking.Store, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows whose names say which runs were promoted: "h128 e15 s0 (fmnist@champion)"."""
+    try:
+        promoted = tracking.aliases(store)
+    except UserError:
+        # A server may keep runs and no registered models.
+        return list(rows)
+    told = {run: f" ({', '.join(names)})" for run, names in promoted.items()}
+    return [{**row, "name": f"{row['name']}{told.get(row['run_id'], '')}"} for row in rows]
 
 
 def _table(

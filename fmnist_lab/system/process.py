@@ -113,9 +113,14 @@ def in_ipython() -> bool:
 
 
 @contextlib.contextmanager
-def hidden(*modules: str) -> Iterator[None]:
-    """Make imports of modules fail for a while, in a process that is `ours`."""
-    missing = [module for module in modules if ours and module not in sys.modules]
+def hidden(*modules: str, always: bool = False) -> Iterator[None]:
+    """Make imports of modules fail for a while, in a process that is `ours`.
+
+    Args:
+        modules: Their names.
+        always: Whether to do so in a process of another program, too.
+    """
+    missing = [module for module in modules if (always or ours) and module not in sys.modules]
     sys.modules.update(dict.fromkeys(missing))  # type: ignore[arg-type]
     try:
         yield

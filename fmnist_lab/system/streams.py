@@ -12,8 +12,10 @@ import io
 import os
 import select
 import sys
+import tempfile
 import unicodedata
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 # Replacements for characters whose parts and kind in Unicode do not tell one.
@@ -145,3 +147,27 @@ def _to_nobody(descriptor: int) -> None:
 
 
 codecs.register_error(TRANSLITERATE, transliterate)
+
+
+@contextmanager
+def notes_held_back(*, shown_on_failure: bool = True) -> Iterator[None]:
+    """Keep from the terminal what C++ code writes to the file descriptor of standard error.
+
+    Args:
+        shown_on_failure: Whether it is written after all if the block raises.
+    """
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as notes:
+        os.dup2(notes.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            os.dup2(terminal, 2)
+            if shown_on_failure:
+                notes.seek(0)
+                sys.stderr.write(notes.read().decode(errors="replace"))
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)

@@ -5,6 +5,9 @@ files cost the training nothing. MLflow is imported there, after TensorFlow.
 """
 
 from fmnist_lab.tracking.bounds import check_yaml as check_yaml
+from fmnist_lab.tracking.choice import ChosenModel as ChosenModel
+from fmnist_lab.tracking.choice import check_finished as check_finished
+from fmnist_lab.tracking.choice import choose_model as choose_model
 from fmnist_lab.tracking.client import asking as asking
 from fmnist_lab.tracking.events import Status as Status
 from fmnist_lab.tracking.files import damage as damage
@@ -32,11 +35,21 @@ from fmnist_lab.tracking.query import member_tag as member_tag
 from fmnist_lab.tracking.query import members_of as members_of
 from fmnist_lab.tracking.query import name_of as name_of
 from fmnist_lab.tracking.query import tag as tag
+from fmnist_lab.tracking.reading import PREDICTIONS as PREDICTIONS
+from fmnist_lab.tracking.reading import VALIDATION as VALIDATION
 from fmnist_lab.tracking.reading import facts as facts
 from fmnist_lab.tracking.reading import file_names as file_names
 from fmnist_lab.tracking.reading import origin as origin
 from fmnist_lab.tracking.reading import read_file as read_file
 from fmnist_lab.tracking.reading import read_predictions as read_predictions
+from fmnist_lab.tracking.reading import trained_on as trained_on
+from fmnist_lab.tracking.registry import RegisteredModel as RegisteredModel
+from fmnist_lab.tracking.registry import aliases as aliases
+from fmnist_lab.tracking.registry import describe as describe
+from fmnist_lab.tracking.registry import promoting as promoting
+from fmnist_lab.tracking.registry import register as register
+from fmnist_lab.tracking.registry import registered as registered
+from fmnist_lab.tracking.registry import set_alias as set_alias
 from fmnist_lab.tracking.run import Run as Run
 from fmnist_lab.tracking.store import DEFAULT_EXPERIMENT as DEFAULT_EXPERIMENT
 from fmnist_lab.tracking.store import Store as Store

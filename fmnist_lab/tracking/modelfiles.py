@@ -169,7 +169,7 @@ def load_model(
     whose description asks for that is refused.
 
     Args:
-        uri: runs:/RUN_ID/model, models:/NAME/VERSION or a folder.
+        uri: runs:/RUN_ID/model, models:/NAME/VERSION, a folder or a .keras file.
         store: The store that the first two refer to.
         load: Loads a Keras file that anyone may have written, such as `models.saved.load`.
 
@@ -189,6 +189,8 @@ def load_model(
         # A question to a database that does not exist would create it.
         if store.database and not store.database.exists() and not Path(uri).exists():
             raise FileNotFoundError(f"there is no store {store.database}")
+        if Path(uri).is_file():
+            return load(Path(uri)), None
         with tempfile.TemporaryDirectory() as place:
             folder = download(uri, place)
             if torn := model_damage(folder):
@@ -206,7 +208,8 @@ def load_model(
         raise UserError(
             f"the model '{line(uri, NAME_LENGTH)}' cannot be loaded as a Keras model: "
             f"{reason(error)}; "
-            "expected runs:/RUN_ID/model, models:/NAME/VERSION or a folder that MLflow wrote"
+            "expected runs:/RUN_ID/model, models:/NAME/VERSION, a folder that MLflow wrote, or a "
+            ".keras file"
         ) from None
     known = description.metadata
     names = known.get("class_names") if isinstance(known, Mapping) else None

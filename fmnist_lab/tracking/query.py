@@ -24,6 +24,7 @@ SEARCH_TAG = "search.facts"  # of the parent run of a search
 FOLDER_TAG = "search.folder"  # the folder of its log, on the machine that has begun it
 # The tag with the last epoch of a run that is paused; it is emptied when the run goes on.
 PAUSED_TAG = "paused.after"
+TRAINED = "tags.job = 'train'"
 RUNS_AT_ONCE = 500  # in one question for curves; databases limit the length of a question
 PAGE = 1000
 
@@ -105,14 +106,28 @@ def known(store: Store, experiment: str, where: str) -> list[RunRecord]:
         )
 
 
-def finished_runs(store: Store) -> Iterator[RunRecord]:
-    """Yield the finished training runs of all experiments, the newest first."""
+def finished_runs(
+    store: Store,
+    where: str = "",
+    *,
+    order: Sequence[str] = (),
+    experiment_ids: Sequence[str] | None = None,
+) -> Iterator[RunRecord]:
+    """Yield finished training runs, the newest first.
+
+    Args:
+        store: The store, which need not exist yet.
+        where: MLflow's filter, which they have to fit as well.
+        order: MLflow's order, if it is another.
+        experiment_ids: The experiments to look into; None: all.
+    """
     if not store.is_there():
         return
     with asking(store) as client:
-        experiments = [each.experiment_id for each in client.search_experiments()]
-        where = "attributes.status = 'FINISHED' and tags.job = 'train'"
-        yield from map(_record, search(client, experiments, where, page=20))
+        if experiment_ids is None:
+            experiment_ids = [each.experiment_id for each in client.search_experiments()]
+        fits = " and ".join(filter(None, ["attributes.status = 'FINISHED'", TRAINED, where]))
+        yield from map(_record, search(client, experiment_ids, fits, order=order, page=20))
 
 
 def _record(run: Any) -> RunRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fmnist_lab.tracking.failures import Kind, asks, kind, reason, refused
 from fmnist_lab.tracking.store import Store
 
 PREDICTIONS = "predictions.npz"
+VALIDATION = "predictions_validation.npz"
 
 
 def origin(uri: str) -> dict[str, str]:
@@ -40,6 +42,27 @@ def facts(store: Store, run_id: str) -> dict[str, dict[str, Any]]:
 def file_names(store: Store, run_id: str) -> list[str]:
     """Return the names of the files that were kept with a run, those of its folders left out."""
     return [line(item.path) for item in client_of(store).list_artifacts(run_id) if not item.is_dir]
+
+
+@asks
+def trained_on(store: Store, run_id: str) -> tuple[str, tuple[int, ...]]:
+    """Return the name of the data set that a run has used, and the shape of its training images.
+
+    Args:
+        store: Where the run is.
+        run_id: The run's id.
+
+    Returns:
+        The name, and (images, height, width) or with channels behind; "" and () if it noted none.
+    """
+    for used in client_of(store).get_run(run_id).inputs.dataset_inputs:
+        try:
+            shape = json.loads(used.dataset.profile)["features_shape"]
+            return line(used.dataset.name), tuple(int(each) for each in shape)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            # Another tool has logged it.
+            continue
+    return "", ()
 
 
 def read_file(store: Store, run_id: str, file: str, most: int = bounds.MOST_TEXT) -> bytes:
@@ -92,8 +115,15 @@ def _fetch_at_most(uri: str, file: str, most: int) -> bytes:
         return _read_at_most(download(uri, folder), most)
 
 
-def read_predictions(store: Store, run_id: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the predictions of a run's model for the test set.
+def read_predictions(
+    store: Store, run_id: str, file: str = PREDICTIONS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the predictions of a run's model for the test set, or for its validation images.
+
+    Args:
+        store: Where the run is.
+        run_id: The run's id.
+        file: `PREDICTIONS` or `VALIDATION`.
 
     Returns:
         Probabilities, shape (images, classes), and the true labels, shape (images,).
@@ -101,7 +131,7 @@ def read_predictions(store: Store, run_id: str) -> tuple[np.ndarray, np.ndarray]
     Raises:
         UserError: The run has no predictions, or their file is damaged.
     """
-    content = read_file(store, run_id, PREDICTIONS, bounds.MOST_ARRAYS)
+    content = read_file(store, run_id, file, bounds.MOST_ARRAYS)
     try:
         probabilities, labels = bounds.read_arrays(content, "probabilities", "labels")
         shapes = f"{probabilities.dtype} {probabilities.shape}, {labels.dtype} {labels.shape}"
@@ -114,5 +144,5 @@ def read_predictions(store: Store, run_id: str) -> tuple[np.ndarray, np.ndarray]
                 f"its arrays are {shapes}, expected probabilities (images, classes) and labels"
             )
     except ValueError as error:
-        raise UserError(f"run {run_id}: its {PREDICTIONS} is damaged: {error}") from None
+        raise UserError(f"run {run_id}: its {file} is damaged: {error}") from None
     return probabilities, labels

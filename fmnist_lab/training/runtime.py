@@ -9,7 +9,6 @@ import platform
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fmnist_lab.errors import UserError
-from fmnist_lab.system import cache, process
+from fmnist_lab.system import cache, process, streams
 
 
 @dataclass(frozen=True)
@@ -192,17 +191,5 @@ def _quiet_start() -> Iterator[None]:
     if "tensorflow" in sys.modules or "TF_CPP_MAX_VLOG_LEVEL" in os.environ:
         yield
         return
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as notes:
-        os.dup2(notes.fileno(), 2)
-        try:
-            yield
-        except Exception:
-            os.dup2(terminal, 2)
-            notes.seek(0)
-            sys.stderr.write(notes.read().decode(errors="replace"))
-            raise
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)
+    with streams.notes_held_back():
+        yield
