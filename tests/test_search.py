@@ -169,11 +169,14 @@ def test_a_search_that_is_killed_at_any_moment_goes_on_as_if_it_were_not(
 
 def test_no_job_takes_over_the_runs_of_another_search(tmp_path):
     search = Searched(tmp_path, space=("resume=true", "seed=7", DROPOUT), n_trials=2)
+    search.resumed = True
     usual, given = search.do, []
     search.measure = lambda words, epochs: epochs
     search.do = lambda number, words: given.extend(words) or usual(number, words)
     search.run()
     assert {"pause_after=1", "seed=7", "seed=1"} <= set(given)  # trials, and the winner
+    # A trial's config may have resume=true from a file as well.
+    assert given.count("resume=false") == len(search.given)
     assert "resume=true" not in given
 
 
@@ -534,6 +537,24 @@ def test_callbacks_that_the_winner_has_decide_what_its_trainings_leave_out(won):
         assert len(finals) == 5
         assert all([word for word in each if word[0] == "~"] == dropped for each in finals)
         assert ("~callbacks" in command) == bool(dropped)
+
+
+@pytest.mark.slow
+def test_a_winner_is_trained_with_no_labels_of_held_out_images_made_wrong(won):
+    noise = ("data.label_noise=0.2", "data.noisy_validation=true")
+    finals, command = won(*noise, DROPOUT, **{"model.dropout": 0.25})
+    assert all("data.noisy_validation=false" in each for each in finals)
+    assert "data.noisy_validation=true" not in command
+
+
+@pytest.mark.slow
+def test_no_job_takes_over_other_runs_where_a_users_own_file_says_resume(won, tmp_path):
+    text = "defaults:\n  - /config\n  - _self_\nresume: true\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    words = (f"--config-dir={tmp_path}", "--config-name=mine")
+    finals, command = won(*words, DROPOUT, **{"model.dropout": 0.25})
+    assert all("resume=false" in each for each in finals)
+    assert "resume=" not in command
 
 
 @pytest.mark.slow

@@ -51,6 +51,18 @@ def suggest(
     return random.Random(_seed(options.seed, number, ATTEMPTS)).choice(left), {}
 
 
+def drawn(options: SearchOptions, space: Space, count: int) -> list[dict[str, Value]]:
+    """Return trials that are drawn by chance, whatever the search's sampler is.
+
+    Args:
+        options: The search's.
+        space: Its space.
+        count: The number of trials.
+    """
+    chance = options.model_copy(update={"sampler": "random"})
+    return [_asked(chance, space, Trials(), 0, _seed(0, each, 0))[0] for each in range(count)]
+
+
 def _seed(search: int, number: int, attempt: int) -> int:
     """Return a seed of 32 bits for a trial."""
     digest = hashlib.sha256(f"{search} {number} {attempt}".encode()).digest()
