@@ -548,13 +548,23 @@ def test_a_winner_is_trained_with_no_labels_of_held_out_images_made_wrong(won):
 
 
 @pytest.mark.slow
-def test_no_job_takes_over_other_runs_where_a_users_own_file_says_resume(won, tmp_path):
+def test_no_job_takes_over_other_runs_where_a_users_own_file_says_resume(hydra_here, monkeypatch):
     text = "defaults:\n  - /config\n  - _self_\nresume: true\n"
-    (tmp_path / "mine.yaml").write_text(text)
-    words = (f"--config-dir={tmp_path}", "--config-name=mine")
-    finals, command = won(*words, DROPOUT, **{"model.dropout": 0.25})
-    assert all("resume=false" in each for each in finals)
-    assert "resume=" not in command
+    (hydra_here / "mine.yaml").write_text(text)
+    given = []
+
+    def begin(*_, search, **__):
+        given.extend(words for _, words in [search.source.next()])
+        raise SystemExit(0)
+
+    monkeypatch.setattr("fmnist_lab.sweep.driver.SweepDriver", begin)
+    words = (f"--config-dir={hydra_here}", "--config-name=mine", *SEARCH, SPLIT, DROPOUT)
+    monkeypatch.setattr(sys, "argv", ["run", *words])
+    with pytest.raises(SystemExit) as end:
+        run.main()
+    assert end.value.code == 0
+    (trial,) = given
+    assert "resume=false" in trial
 
 
 @pytest.mark.slow
