@@ -419,7 +419,7 @@ def _returned(given):
         ({"objective": "precision/gap_validation"}, [], "no metric of the held-out images"),
         ({"objective": [ACCURACY, GAP]}, [], "no rung can rank trials by several figures at once"),
         ({"objective": [ACCURACY, ACCURACY]}, [], "expected each metric once"),
-        ({"direction": ["maximize"] * 2}, [], "2 directions for 1 objectives"),
+        ({"direction": ["maximize"] * 2}, [], "2 directions for 1 objective,"),
         ({"n_trials": None}, [], "n_trials=60 or hydra.sweeper.timeout=15"),
         ({"sampler": "grid"}, [], "which has no end of values"),
         ({"sampler": "cmaes"}, [], "at least two keys"),
