@@ -75,7 +75,8 @@ def _asked(
     """Return what a new sampler chooses."""
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Of what could be faster, such as another package for `gp`, it warns at every trial.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     distributions = {axis.name: axis.distribution() for axis in space.axes}
     with warnings.catch_warnings():
         # Optuna says of several of its samplers that they are experimental.
