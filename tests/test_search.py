@@ -448,6 +448,16 @@ def test_a_sampler_that_needs_torch_says_so():
         check(options_of(sampler="gp"), space_of(DROPOUT))
 
 
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+def test_a_gaussian_process_finds_better_trials_than_chance(tmp_path):
+    best = {}
+    for sampler in ("gp", "random"):
+        search = Searched(tmp_path / sampler, sampler=sampler, n_trials=16, pruning="none")
+        scores = search.run().scores(9)
+        best[sampler] = max(scores.values())
+    assert best["gp"] > best["random"]
+
+
 SEARCH = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3")
 OBJECTIVE = "hydra.sweeper.objective"
 SPLIT = "data.validation_fraction=0.1"
