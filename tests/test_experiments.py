@@ -20,6 +20,8 @@ from fmnist_lab.sweep import plan
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 STUDIES = sorted(file.parent.name for file in FOLDER.glob("*/results.csv"))
+# Their results are those of the winner and of what it is compared with.
+SEARCHES = sorted(file.parent.name for file in FOLDER.glob("*/trials.csv"))
 METRICS = [
     f"{name}/{part}" for name in ("accuracy", "loss") for part in ("test", "train", "gap", "fit")
 ]
@@ -41,6 +43,10 @@ def results(name: str) -> pd.DataFrame:
     return pd.read_csv(FOLDER / name / "results.csv")
 
 
+def trials(name: str) -> pd.DataFrame:
+    return pd.read_csv(FOLDER / name / "trials.csv")
+
+
 def section(text: str, title: str) -> str:
     found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     return found[1] if found else ""
@@ -58,6 +64,7 @@ def jobs(words: list[str]) -> Iterator[config.Config]:
         loader = GlobalHydra.instance().config_loader()
         given = [word for word in words if word != "-m"]
         whole = loader.load_configuration("config", given, RunMode.MULTIRUN)
+        # A search has no list of jobs; its winner's trainings have a command of their own.
         for job in plan.plan(whole).jobs:
             composed = loader.load_sweep_config(whole, list(job))
             own = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
@@ -146,6 +153,7 @@ def test_its_runs_are_finished_and_of_code_that_was_committed(name):
 def test_its_numbers_are_those_of_the_runs(name):
     text, runs = readme(name), results(name)
     published = set(NUMBER.findall(section(text, "Expectation")))
+    tried = trials(name).select_dtypes("number").to_numpy().ravel() if name in SEARCHES else []
     for title in MEASURED:
         said = section(text, title)
         # Sums may be quoted if they are right.
@@ -157,7 +165,30 @@ def test_its_numbers_are_those_of_the_runs(name):
         said = re.sub(r" = \d\.\d+", "", said)
         for number in NUMBER.findall(said):
             digits = len(number.partition(".")[2])
-            assert number in published | sayable(runs, digits), f"{name} quotes {number}"
+            chosen = {text for value in tried for text in spoken(value, digits)}
+            assert number in published | chosen | sayable(runs, digits), f"{name} quotes {number}"
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_winner_of_a_search_is_its_best_trial(name):
+    text, tried, runs = readme(name), trials(name), results(name)
+    (search,) = [
+        words for words in commands(section(text, "Command")) if f"experiment={name}" in words
+    ]
+    with initialize_config_dir(str(config.conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        whole = loader.load_configuration("config", search[1:], RunMode.MULTIRUN)
+    assert set(whole.hydra.sweeper.params) <= set(tried)
+    best = tried[tried["status"] == "FINISHED"].nlargest(1, "accuracy/validation").iloc[0]
+    chosen = {axis: best[axis] for axis in whole.hydra.sweeper.params}
+    finals = runs[
+        [all(row[axis] == value for axis, value in chosen.items()) for _, row in runs.iterrows()]
+    ]
+    assert len(finals) == whole.hydra.sweeper.finals
+    # None of its seeds is the search's own.
+    assert set(tried["seed"]).isdisjoint(finals["seed"])
+    # A trial that was paused is no failure, and one that was refused is not counted as trained.
+    assert set(tried["status"]) <= {"FINISHED", "PAUSED", "FAILED"}
 
 
 def test_its_counts_are_those_of_the_runs(name):

@@ -180,6 +180,29 @@ def test_a_search_takes_no_longer_than_is_said(door, kept, capsys, monkeypatch):
     assert "begun    2 trials before, 1 of them finished; it goes on\n" in out
 
 
+def test_a_search_is_likely_to_take_what_pruning_and_small_trials_leave_of_the_most(
+    door, kept, capsys
+):
+    kept.run(door.config("trainer.epochs=9", "data.validation_fraction=0.1"))
+    words = ("-m", "hydra/sweeper=optuna", "trainer.epochs=9", "data.validation_fraction=0.1")
+    words += (
+        "model.dropout=interval(0,0.5)",
+        "hydra.sweeper.n_trials=60",
+        "hydra.sweeper.finals=0",
+    )
+    found = {}
+    for pruning in ("asha", "none"):
+        out = shown(capsys, *words, f"hydra.sweeper.pruning={pruning}")
+        found[pruning] = re.search(
+            r"about ([\d.]+) min ([\d.]+) s, and at most about", out
+        ).groups()
+    pruned, whole = (60 * int(a) + int(b) for a, b in found.values())
+    # Of 60 trials 23 come to the third epoch and 12 to the ninth, each in 2 s beside its epochs.
+    epochs = 60 + 2 * 23 + 6 * 12
+    assert whole == pytest.approx(8.5 + 60 * (2.4 + 9 * 0.5), rel=0.05)
+    assert pruned == pytest.approx(8.5 + (60 + 23 + 12) * 2.4 + epochs * 0.5, rel=0.05)
+
+
 def test_whether_it_is_a_dry_run_is_no_part_of_a_sweep(door, monkeypatch):
     hashes = []
 

@@ -18,6 +18,7 @@ from fmnist_lab.jobs.membership import Membership
 from fmnist_lab.tracking import RunRecord, Store, member_tag
 from fmnist_lab.tracking.events import End, Opened, Opening, Params, Status
 from fmnist_lab.tracking.journal import TOKEN_TAG, Journal
+from fmnist_lab.tracking.query import PAUSED_TAG
 
 EXPERIMENT = "fmnist_lab"
 SWEEP = "a" * 32
@@ -218,6 +219,24 @@ def test_a_run_that_ends_clears_away_what_others_of_its_config_have_left(store, 
     assert not killed.folder.exists()
     assert waiting.folder.exists()
     waiting.remove()
+
+
+def test_a_trial_that_another_search_has_paused_keeps_its_state(store, asked, before):
+    mine, other = (Membership(each * 32, 3, "h1") for each in "ab")
+    trial = {"role": "trial", PAUSED_TAG: "1"}
+    paused = {"status": "SCHEDULED", "ended": "SCHEDULED"}
+    waits, theirs = before.run(**paused, **other.tags(), **trial)
+    lost, own = before.run(**paused, **mine.tags(), **trial)
+    # A job of a plain sweep is paused until its command is repeated, and this one's has been.
+    _, plain = before.run(**paused, **{PAUSED_TAG: "1"})
+    resume.supersede(store, asked, mine)
+    assert [each.folder.exists() for each in (theirs, own, plain)] == [True, False, False]
+    assert (before.status(waits), before.status(lost)) == ("SCHEDULED", "KILLED")
+    before.run("FINISHED")[1].remove()
+    assert isinstance(resume.look_up(store, asked, None), RunRecord)
+    assert theirs.folder.exists()
+    assert before.status(waits) == "SCHEDULED"
+    theirs.remove()
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "KILLED", "RUNNING"])

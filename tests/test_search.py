@@ -169,11 +169,14 @@ def test_a_search_that_is_killed_at_any_moment_goes_on_as_if_it_were_not(
 
 def test_no_job_takes_over_the_runs_of_another_search(tmp_path):
     search = Searched(tmp_path, space=("resume=true", "seed=7", DROPOUT), n_trials=2)
+    search.resumed = True
     usual, given = search.do, []
     search.measure = lambda words, epochs: epochs
     search.do = lambda number, words: given.extend(words) or usual(number, words)
     search.run()
     assert {"pause_after=1", "seed=7", "seed=1"} <= set(given)  # trials, and the winner
+    # A trial's config may have resume=true from a file as well.
+    assert given.count("resume=false") == len(search.given)
     assert "resume=true" not in given
 
 
@@ -416,7 +419,7 @@ def _returned(given):
         ({"objective": "precision/gap_validation"}, [], "no metric of the held-out images"),
         ({"objective": [ACCURACY, GAP]}, [], "no rung can rank trials by several figures at once"),
         ({"objective": [ACCURACY, ACCURACY]}, [], "expected each metric once"),
-        ({"direction": ["maximize"] * 2}, [], "2 directions for 1 objectives"),
+        ({"direction": ["maximize"] * 2}, [], "2 directions for 1 objective,"),
         ({"n_trials": None}, [], "n_trials=60 or hydra.sweeper.timeout=15"),
         ({"sampler": "grid"}, [], "which has no end of values"),
         ({"sampler": "cmaes"}, [], "at least two keys"),
@@ -443,6 +446,16 @@ def test_a_search_that_would_fool_itself_is_refused(changed, words, said):
 def test_a_sampler_that_needs_torch_says_so():
     with pytest.raises(UserError, match="pip install torch"):
         check(options_of(sampler="gp"), space_of(DROPOUT))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
+def test_a_gaussian_process_finds_better_trials_than_chance(tmp_path):
+    best = {}
+    for sampler in ("gp", "random"):
+        search = Searched(tmp_path / sampler, sampler=sampler, n_trials=16, pruning="none")
+        scores = search.run().scores(9)
+        best[sampler] = max(scores.values())
+    assert best["gp"] > best["random"]
 
 
 SEARCH = ("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=3")
@@ -534,6 +547,34 @@ def test_callbacks_that_the_winner_has_decide_what_its_trainings_leave_out(won):
         assert len(finals) == 5
         assert all([word for word in each if word[0] == "~"] == dropped for each in finals)
         assert ("~callbacks" in command) == bool(dropped)
+
+
+@pytest.mark.slow
+def test_a_winner_is_trained_with_no_labels_of_held_out_images_made_wrong(won):
+    noise = ("data.label_noise=0.2", "data.noisy_validation=true")
+    finals, command = won(*noise, DROPOUT, **{"model.dropout": 0.25})
+    assert all("data.noisy_validation=false" in each for each in finals)
+    assert "data.noisy_validation=true" not in command
+
+
+@pytest.mark.slow
+def test_no_job_takes_over_other_runs_where_a_users_own_file_says_resume(hydra_here, monkeypatch):
+    text = "defaults:\n  - /config\n  - _self_\nresume: true\n"
+    (hydra_here / "mine.yaml").write_text(text)
+    given = []
+
+    def begin(*_, search, **__):
+        given.extend(words for _, words in [search.source.next()])
+        raise SystemExit(0)
+
+    monkeypatch.setattr("fmnist_lab.sweep.driver.SweepDriver", begin)
+    words = (f"--config-dir={hydra_here}", "--config-name=mine", *SEARCH, SPLIT, DROPOUT)
+    monkeypatch.setattr(sys, "argv", ["run", *words])
+    with pytest.raises(SystemExit) as end:
+        run.main()
+    assert end.value.code == 0
+    (trial,) = given
+    assert "resume=false" in trial
 
 
 @pytest.mark.slow

@@ -54,8 +54,10 @@ class Membership:
             flags: The flags of the command line that say where configs are.
         """
         name = naming.job_name(overrides, axes) or f"job {job}"
-        # A pause is a step on the way to the job's result, which the command makes in one go.
-        lasting = [word for word in overrides if not word.lstrip("+").startswith("pause_after=")]
+        # A pause is a step on the way to the job's result, which the command makes in one go; and a
+        # search goes on with its own runs alone, which is no matter of the command's.
+        aside = ("pause_after=", "resume=")
+        lasting = [word for word in overrides if not word.lstrip("+").startswith(aside)]
         command = provenance.run_command([*flags, *lasting])
         return cls(run.id if run else "", job, name, axes, command)
 

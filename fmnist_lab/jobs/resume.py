@@ -167,7 +167,7 @@ def _look_up(
     runs = _runs(store, experiment, config, member, digest)
     finished = _whole(store, config, runs, say)
     if finished is not None:
-        _clear(store, runs)
+        _clear(store, [run for run in runs if not _waits_for_its_search(run, member)])
         if member is not None:
             tag = tracking.member_tag(member.sweep)
             tracking.tag(store, finished.run_id, {tag: member.tags()[tag], **member.more})
@@ -249,6 +249,12 @@ def _clear(store: tracking.Store, runs: Runs) -> None:
             _end(store, [run])
 
 
+def _waits_for_its_search(run: tracking.RunRecord, member: Membership | None) -> bool:
+    """Return whether a run is a paused trial of another search, which may promote it later."""
+    is_own = member is not None and _is_of(run, member)
+    return run.status == "PAUSED" and run.tags.get("role") == "trial" and not is_own
+
+
 def _end(store: tracking.Store, runs: Runs) -> None:
     """Mark runs as KILLED that the store believes to be running, or paused, and nothing is left."""
     for run in runs:
@@ -289,14 +295,16 @@ def _unknown(store: tracking.Store, experiment: str, config: Config) -> Interrup
     return None
 
 
-def supersede(store: tracking.Store, config: Config) -> None:
+def supersede(store: tracking.Store, config: Config, member: Membership | None = None) -> None:
     """Remove what earlier, interrupted runs of a config have left, now that it is answered.
 
-    The folder of a finished run that only waits for its delivery stays.
+    The folder of a finished run that only waits for its delivery stays, and so does that of a trial
+    which another search has paused.
 
     Args:
         store: The store of the run that has answered the config.
         config: A checked config.
+        member: The place of that run in a sweep, if it is in one.
     """
     here = tracking.experiment_name(store, config.tracking.experiment)
     for folder in _folders(store, config):
@@ -304,7 +312,12 @@ def supersede(store: tracking.Store, config: Config) -> None:
         runs = [event for event in events if isinstance(event, Opened)]
         if not all(store.is_at(run.store) and run.experiment in (here, None) for run in runs):
             continue
-        if _remove(folder) and runs and is_at_rest(events):
+        at_rest = bool(runs) and is_at_rest(events)
+        if at_rest:
+            known = tracking.known(store, here, f"attributes.run_id = '{runs[-1].id}'")
+            if any(_waits_for_its_search(run, member) for run in known):
+                continue
+        if _remove(folder) and at_rest:
             # A run without its state will not go on.
             tracking.end(store, runs[-1].id, "KILLED")
 

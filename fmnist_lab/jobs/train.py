@@ -72,7 +72,7 @@ def run(
         job.screen.paused(len(training.history), config.trainer.epochs, run)
         return training.result
     if job.store is not None:
-        resume.supersede(job.store, config)
+        resume.supersede(job.store, config, member)
     job.screen.result(training.history[-1], run, trained=True)
     return training.result
 

@@ -6,6 +6,7 @@ that is not a file.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import socket
 from collections import Counter
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -32,6 +33,7 @@ from fmnist_lab.sweep.estimate import (
     makespan,
 )
 from fmnist_lab.sweep.plan import Plan, job_configs
+from fmnist_lab.sweep.search import rungs
 from fmnist_lab.sweep.search.control import Search
 from fmnist_lab.sweep.search.trials import LOG, Trials, read
 from fmnist_lab.system.terminal import aligned, printout
@@ -42,6 +44,7 @@ from fmnist_lab.training import runtime
 # Of more jobs than that, the first and the last are shown.
 MOST_SHOWN, FIRST_SHOWN, LAST_SHOWN = 100, 40, 10
 
+EXAMPLES = 12  # trials that tell how long the trials of a search take on average
 MOST_COMPOSED = 20  # more configs, which takes a tenth of a second each
 
 # Seconds until a run begins, and of a sweep beside its jobs: Hydra, MLflow, TensorFlow, the report.
@@ -80,6 +83,38 @@ class Planned:
     def seconds(self) -> float:
         """The time that the job would take alone; 0 if that is not known."""
         return self.cost.fixed + self.epochs * self.cost.epoch if self.cost else 0.0
+
+
+@dataclass(frozen=True)
+class _Left:
+    """What is left of a search's budget.
+
+    Attributes:
+        trials: All trials; None: no limit.
+        seconds: Seconds until its time is up; None: no limit.
+        begun: Trials that have been begun before.
+        finished: Those of them that have come to their end.
+    """
+
+    trials: int | None
+    seconds: float | None
+    begun: int = 0
+    finished: int = 0
+
+    def after(self, begun: int, finished: int, spent: float) -> _Left:
+        """Return what is left after so many trials and seconds."""
+        seconds = None if self.seconds is None else max(self.seconds - spent, 0.0)
+        return _Left(self.trials, seconds, begun, finished)
+
+    @property
+    def begins(self) -> int:
+        """How many trials are to be begun; 0 if nobody knows."""
+        return max((self.trials or 0) - self.begun, 0)
+
+    @property
+    def unfinished(self) -> int:
+        """How many trials may still come to their end; 0 if nobody knows."""
+        return max((self.trials or 0) - self.finished, 0)
 
 
 class _Known:
@@ -255,40 +290,86 @@ def _show_search(
     before = _trials_before(config, known, planned.hash) if search else Trials()
     last = search.options.rungs(search.epochs)[-1] if search else 0
     finished = sum(bool(each.failure) or last in each.results for each in before.all)
-    done, spent = (finished, before.seconds) if config.get("resume") else (0, 0.0)
-    # A paused trial is a job of its own at each rung.
-    rungs = len(search.options.rungs(dearest.trainer.epochs)) if search else 1
-    trial = job.seconds + (rungs - 1) * job.cost.fixed + rungs * BETWEEN_SECONDS
-    limits = [trial * -(-max(int(trials) - done, 0) // (workers or 1))] if trials else []
-    # What runs when the time is up is finished, and then the winner is trained.
-    limits += [max(60 * minutes - spent, 0) + trial] if minutes else []
+    resume = bool(config.get("resume"))
+    left = _Left(int(trials) if trials else None, 60 * minutes if minutes else None)
+    if resume:
+        left = left.after(len(before.all), finished, before.seconds)
     each = f"a trial takes at most about {duration(job.seconds)}, which is that of {job.name}"
-    if limits:
-        whole = dearest.model_copy(
-            update={"data": dearest.data.model_copy(update={"validation_fraction": 0.0})}
-        )
-        final = known.job("", whole).seconds + BETWEEN_SECONDS
-        around = SWEEP_START_SECONDS + BEFORE_SECONDS + AFTER_SECONDS
-        most = around + min(limits) + final * -(-finals // (workers or 1))
-        how = f"on {counted(workers, 'worker')}" if workers else "if one job ran at a time"
-        more = f", {counted(finals, 'training')} of the winner included" if finals else ""
-        each = f"at most about {duration(most)} {how}{more}: {each}"
-    kept = known.disk(job.cost.bytes * (max(int(trials) - done, 0) + finals if trials else 1))
-    then = "it goes on" if config.get("resume") else "resume=true would go on with it"
-    begun = f"{counted(len(before.all), 'trial')} before, {finished:,} of them finished; {then}"
+    if search and budget:
+        each = f"{_time_of_search(known, search, job, left, workers)}: {each}"
+    kept = known.disk(job.cost.bytes * (left.unfinished + finals if trials else 1))
+    then = "it goes on" if resume else "resume=true would go on with it"
+    known_before = f"{counted(len(before.all), 'trial')} before, {finished:,} of them finished"
     aligned(
         console,
         {
             "search": f"{name}: " + "  ".join(f"{k}={axis}" for k, axis in planned.axes.items()),
             "kept in": known.place(),
             "budget": " or ".join(budget) or "none is given",
-            **({BEGUN: begun} if before.all else {}),
+            **({BEGUN: f"{known_before}; {then}"} if before.all else {}),
             "time": f"{each}; {_source([job])}",
             "disk": kept if trials else f"for each trial and training of the winner {kept}",
         },
     )
     console.print("\nA search chooses its jobs one by one, so that none can be listed.")
     _end(console)
+
+
+def _time_of_search(
+    known: _Known,
+    search: Search,
+    dearest: Planned,
+    left: _Left,
+    workers: int | None,
+) -> str:
+    """Return the time of a search in words: the likely one, and the longest that it may take.
+
+    Args:
+        known: All that is known of jobs.
+        search: The search.
+        dearest: The trial that takes longest.
+        left: What is left of its budget.
+        workers: Jobs at once; None if a cluster decides that.
+    """
+    options, side_by_side = search.options, workers or 1
+
+    def took(job: Planned, entered: Sequence[float]) -> float:
+        """Return the seconds of workers per trial, if so many per trial come to each rung."""
+        assert job.cost is not None
+        steps = options.rungs(job.epochs)
+        epochs = [step - before for before, step in itertools.pairwise((0, *steps))]
+        # A trial that is paused is a job of its own at each rung.
+        trained = sum(share * each for share, each in zip(entered, epochs, strict=True))
+        return sum(entered) * (job.cost.fixed + BETWEEN_SECONDS) + trained * job.cost.epoch
+
+    def whole(
+        jobs: Sequence[Planned], entered: Sequence[float], trials: int, share: float
+    ) -> float:
+        """Return the seconds of a search; a share of a trial follows when its time is up."""
+        trial = mean(took(job, entered) for job in jobs)
+        limits = [trial * -(-trials // side_by_side)] if left.trials is not None else []
+        limits += [left.seconds + share * trial] if left.seconds is not None else []
+        final = mean(known.job("", _on_all_images(job)).seconds for job in jobs) + BETWEEN_SECONDS
+        around = SWEEP_START_SECONDS + BEFORE_SECONDS + AFTER_SECONDS
+        return around + min(limits) + final * -(-options.finals // side_by_side)
+
+    steps = options.rungs(dearest.epochs)
+    usual = [known.job("", config) for config in search.examples(EXAMPLES)]
+    count = left.trials or rungs.MOST_TRIED
+    entered = rungs.entrants(count, steps, options.pruning, options.reduction)
+    most = whole([dearest], [1.0] * len(steps), left.unfinished, 1.0)
+    likely = whole(usual or [dearest], [each / count for each in entered], left.begins, 0.5)
+    how = f"on {counted(workers, 'worker')}" if workers else "if one job ran at a time"
+    finals = options.finals
+    more = f", {counted(finals, 'training')} of the winner included" if finals else ""
+    return f"about {duration(min(likely, most))}, and at most about {duration(most)} {how}{more}"
+
+
+def _on_all_images(job: Planned) -> Config:
+    """Return the config of a trial as its winner is trained."""
+    assert job.config is not None
+    data = job.config.data.model_copy(update={"validation_fraction": 0.0})
+    return job.config.model_copy(update={"data": data})
 
 
 def _trials_before(config: DictConfig, known: _Known, sweep_hash: str) -> Trials:

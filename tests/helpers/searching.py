@@ -78,6 +78,7 @@ class Searched:
         self.trained: dict[int, int] = {}  # epochs by job
         self.spent = 0
         self.given: list[tuple[int, int]] = []
+        self.resumed = False
         self.measure: Callable[[dict[str, str], int], float] = accuracy
 
     def open(self) -> SearchSource:
@@ -90,6 +91,7 @@ class Searched:
             seeds=range(1, 1 + self.options.finals),
             final_words=lambda trial: ["data.validation_fraction=0"],
             listener=self.listener,
+            resumed=self.resumed,
         )
 
     def run(self, *, workers: int = 1, kill_after: int | None = None) -> SearchSource:

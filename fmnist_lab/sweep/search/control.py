@@ -20,8 +20,9 @@ from fmnist_lab.config import flags, naming
 from fmnist_lab.config.schema import Config, check_section
 from fmnist_lab.errors import UserError
 from fmnist_lab.sweep.launchers import PLUGINS
-from fmnist_lab.sweep.plan import Checked, Plan, check, hash_of
+from fmnist_lab.sweep.plan import Checked, Plan, check, hash_of, job_configs
 from fmnist_lab.sweep.search import options as asked
+from fmnist_lab.sweep.search import sampler
 from fmnist_lab.sweep.search import space as spaces
 from fmnist_lab.sweep.search.screen import SearchScreen
 from fmnist_lab.sweep.search.source import SearchSource
@@ -135,6 +136,14 @@ class Search:
         except UserError:  # Not all values go together.
             return max((one.config for one in self._checked), key=cost)
 
+    def examples(self, count: int) -> list[Config]:
+        """Return the configs of up to so many trials that are drawn by chance."""
+        trials = sampler.drawn(self.options, self.space, count)
+        jobs = [self.space.overrides(values) for values in trials]
+        drawn = Plan(self.plan.axes, {}, jobs, "")
+        found = job_configs(self._composed, drawn, self._checked, composing=count)
+        return [config for config in found if config is not None]
+
     @property
     def epochs(self) -> int:
         """The epochs of a trial that is never paused; 0 if, without pruning, each has its own."""
@@ -203,12 +212,16 @@ class Search:
             seeds=self.seeds,
             final_words=self._final_words,
             listener=self,
+            resumed=bool(self._composed.get("resume")),
         )
         self.screen = SearchScreen(self.total, began, next(iter(self.options.objectives)))
 
     def _final_words(self, trial: Trial) -> list[str]:
-        dropped = [f"~callbacks.{name}" for name in asked.left_out(self._config_of(trial.values))]
-        return ["data.validation_fraction=0", *dropped]
+        config = self._config_of(trial.values)
+        # Without held-out images there are no labels of theirs to be made wrong.
+        noisy = ["data.noisy_validation=false"] if config.data.noisy_validation else []
+        dropped = [f"~callbacks.{name}" for name in asked.left_out(config)]
+        return ["data.validation_fraction=0", *noisy, *dropped]
 
     def _config_of(self, values: Mapping[str, spaces.Value]) -> Config:
         """Return the config of a trial, whose callbacks may be others than those of another one."""

@@ -63,7 +63,8 @@ class SearchOptions(Section):
         description="a whole number, 1 or more, or null for no limit", examples=[60]
     )
     timeout: Annotated[
-        float | None, Field(gt=0, description="minutes, or null for no limit", examples=[15])
+        float | None,
+        Field(gt=0, description="a number of minutes above 0, or null for no limit", examples=[15]),
     ]
     sampler: Literal["tpe", "random", "grid", "cmaes", "gp"]
     seed: Annotated[int, Field(ge=0, lt=2**32, description="a whole number from 0 to 4294967295")]
@@ -161,8 +162,8 @@ def _check_objectives(options: SearchOptions) -> None:
         )
     if isinstance(options.direction, list) and len(options.direction) != len(names):
         raise UserError(
-            f"hydra.sweeper.direction: received {len(options.direction)} directions for "
-            f"{len(names)} objectives, expected one for each, or null"
+            f"hydra.sweeper.direction: received {counted(len(options.direction), 'direction')} for "
+            f"{counted(len(names), 'objective')}, expected one for each, or null"
         )
     if len(names) > 1 and options.pruning != "none":
         raise UserError(
@@ -185,8 +186,8 @@ def _check_sampler(options: SearchOptions, space: Space) -> None:
         numeric = sum(not axis.choices for axis in space.axes)
         if numeric < 2:
             raise UserError(
-                f"{received} with {numeric} numeric keys, but it learns how two or more depend on "
-                "each other; expected intervals or ranges of at least two keys, or "
+                f"{received} with {counted(numeric, 'numeric key')}, but it learns how two or more "
+                "depend on each other; expected intervals or ranges of at least two keys, or "
                 "hydra.sweeper.sampler=tpe"
             )
         if len(options.objectives) > 1:

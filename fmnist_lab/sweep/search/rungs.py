@@ -7,8 +7,12 @@ promoted later, when others have turned out to be worse.
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 from collections.abc import Collection, Mapping, Sequence
+
+MOST_TRIED = 500  # to find out how many go on of more trials than that
 
 
 def rungs(first: int, reduction: int, epochs: int) -> tuple[int, ...]:
@@ -64,6 +68,37 @@ def promotable(scores: Mapping[int, float], promoted: Collection[int], count: in
 def ranked(scores: Mapping[int, float]) -> list[int]:
     """Return trials by their scores, the best first, and the earlier one of two that are equal."""
     return sorted(scores, key=lambda number: (-scores[number], number))
+
+
+def entrants(count: int, steps: Sequence[int], pruning: str, reduction: int) -> list[int]:
+    """Return how many of so many trials are likely to be trained up to each rung.
+
+    The trials are tried in an order that has nothing to do with their scores. If later trials are
+    better, as those of a sampler that learns, more of them go on.
+
+    Args:
+        count: The number of trials.
+        steps: The rungs.
+        pruning: As in `places`.
+        reduction: The factor between two rungs.
+
+    >>> entrants(60, (1, 3, 9), "asha", 3), entrants(60, (9,), "none", 3)
+    ([60, 23, 12], [60])
+    """
+    if count > MOST_TRIED:
+        shares = entrants(MOST_TRIED, steps, pruning, reduction)
+        return [round(each * count / MOST_TRIED) for each in shares]
+    scores = list(range(count))
+    random.Random(0).shuffle(scores)
+    found: list[dict[int, float]] = [{} for _ in steps]
+    for number, score in enumerate(scores):
+        found[0][number] = score
+        for lower, higher in itertools.pairwise(found):
+            free = places(len(lower), pruning, reduction)
+            while (best := promotable(lower, higher, free)) is not None:
+                higher[best] = lower[best]
+    # The best of few trials is trained to the end, even if no rung has a place for it.
+    return [max(len(each), min(count, 1)) for each in found]
 
 
 def pareto(points: Mapping[int, Sequence[float]]) -> list[int]:

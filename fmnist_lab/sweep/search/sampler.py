@@ -51,6 +51,18 @@ def suggest(
     return random.Random(_seed(options.seed, number, ATTEMPTS)).choice(left), {}
 
 
+def drawn(options: SearchOptions, space: Space, count: int) -> list[dict[str, Value]]:
+    """Return trials that are drawn by chance, whatever the search's sampler is.
+
+    Args:
+        options: The search's.
+        space: Its space.
+        count: The number of trials.
+    """
+    chance = options.model_copy(update={"sampler": "random"})
+    return [_asked(chance, space, Trials(), 0, _seed(0, each, 0))[0] for each in range(count)]
+
+
 def _seed(search: int, number: int, attempt: int) -> int:
     """Return a seed of 32 bits for a trial."""
     digest = hashlib.sha256(f"{search} {number} {attempt}".encode()).digest()
@@ -63,7 +75,8 @@ def _asked(
     """Return what a new sampler chooses."""
     import optuna
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Of what could be faster, such as another package for `gp`, it warns at every trial.
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     distributions = {axis.name: axis.distribution() for axis in space.axes}
     with warnings.catch_warnings():
         # Optuna says of several of its samplers that they are experimental.

@@ -65,6 +65,7 @@ class SearchSource:
         seeds: Sequence[int],
         final_words: Callable[[Trial], Sequence[str]],
         listener: Listener,
+        resumed: bool = False,
     ) -> None:
         """Go on where the log ends.
 
@@ -76,7 +77,11 @@ class SearchSource:
             seeds: The seeds that the winner is trained with.
             final_words: Returns the overrides of a winner's trainings beside their seeds.
             listener: Is told what happens.
+            resumed: Whether the config of a job has resume=true, unless the job says otherwise.
         """
+        # A job always finds its own runs. With resume=true it would also take over those of another
+        # search, which may be at another epoch and belong to that search's trials.
+        self._always = ["resume=false"] if resumed else []
         self.options, self.space, self.log, self.listener = options, space, log, listener
         self.trials = log.trials
         self.rungs = options.rungs(epochs)
@@ -206,13 +211,10 @@ class SearchSource:
         trial = self.trials.all[trial_of(number)]
         if number >= FINALS:
             seed = self.seeds[number - final_number(trial.number, 0)]
-            words = self.space.overrides(trial.values, [*self.final_words(trial), f"seed={seed}"])
+            more = [*self.final_words(trial), f"seed={seed}"]
         else:
-            pause = [f"pause_after={trial.asked}"] if trial.asked != self.last else []
-            words = self.space.overrides(trial.values, pause)
-        # A job always finds its own runs. With resume=true it would also take over those of another
-        # search, which may be at another epoch and belong to that search's trials.
-        return [word for word in words if word.lstrip("+").partition("=")[0] != "resume"]
+            more = [f"pause_after={trial.asked}"] if trial.asked != self.last else []
+        return self.space.overrides(trial.values, [*more, *self._always])
 
     def _is_wanted(self, number: int) -> bool:
         """Return whether a job is a trial, or a training with one of the seeds asked for now."""
