@@ -15,7 +15,7 @@ from fmnist_lab.texts import lines, whole_number
 from fmnist_lab.tracking import orphans, query, tables
 from fmnist_lab.tracking.client import client_of
 from fmnist_lab.tracking.events import Status
-from fmnist_lab.tracking.failures import asks, translated
+from fmnist_lab.tracking.failures import asks, outlast_lock, translated
 from fmnist_lab.tracking.files import ABOVE, settle, sync_store
 from fmnist_lab.tracking.reading import read_file
 from fmnist_lab.tracking.store import Store, experiment_name, surrounding_run
@@ -103,7 +103,7 @@ class SweepRun:
             UserError: The store cannot be used, or the earlier sweep is in progress.
         """
         with translated(store, resumable=True):
-            experiment_id = store.open(experiment)
+            experiment_id = outlast_lock(store, lambda: store.open(experiment))
             experiment = experiment_name(store, experiment)
             client = client_of(store, current=False)
             process = {**orphans.this_process(), orphans.HERE_TAG: str(here).lower()}
@@ -121,15 +121,21 @@ class SweepRun:
                 if found:
                     # The runs that its process has left RUNNING are none of this one's.
                     orphans.heal(store)
-                    client.update_run(found[0].info.run_id, status="RUNNING")
                     gone_on = (
                         {query.PAUSED_TAG: ""} if query.PAUSED_TAG in found[0].data.tags else {}
                     )
-                    for key, value in (process | gone_on).items():
-                        client.set_tag(found[0].info.run_id, key, value)
+
+                    def go_on() -> None:
+                        client.update_run(found[0].info.run_id, status="RUNNING")
+                        for key, value in (process | gone_on).items():
+                            client.set_tag(found[0].info.run_id, key, value)
+
+                    outlast_lock(store, go_on)
                     return cls(store, experiment, experiment_id, found[0].info.run_id, True)
             tags = {**surrounding_run(client), **tags, **process}
-            run = client.create_run(experiment_id, run_name=name, tags=tags)
+            run = outlast_lock(
+                store, lambda: client.create_run(experiment_id, run_name=name, tags=tags)
+            )
             return cls(store, experiment, experiment_id, run.info.run_id)
 
     @asks
