@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -184,7 +185,7 @@ def check_targets(values: Mapping[str, Any], allowed: Sequence[str], where: str)
         if target not in allowed and not trusted and not is_built_in(group, str(target)):
             raise UserError(
                 f"{where} has {key}={target}, which could do anything on this machine; if you "
-                f"know what it does, add --allow {target}"
+                f"know what it does, add --allow {shlex.quote(str(target))}"
             )
 
 

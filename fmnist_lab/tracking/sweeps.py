@@ -154,7 +154,14 @@ class SweepRun:
 
     @asks
     def keep_log(
-        self, job: int, name: str, log: Path, began: int, failure: str, source: Mapping[str, str]
+        self,
+        job: int,
+        name: str,
+        log: Path,
+        began: int,
+        failure: str,
+        source: Mapping[str, str],
+        params: Mapping[str, str] | None = None,
     ) -> None:
         """Keep a job's log with its run, and record a failure that came before there was a run.
 
@@ -165,7 +172,10 @@ class SweepRun:
             began: When the job or its sweep began, in milliseconds since 1970.
             failure: Why the job failed, or "".
             source: The tags of a run that has to be made.
+            params: The params of a failed run that has none, as its worker was lost too early.
         """
+        from mlflow.entities import Param
+
         client = client_of(self.store, current=False)
         mark = {query.member_tag(self.id): f"{job:05d}"}
         runs = self._search(client, f"tags.`{query.member_tag(self.id)}` = '{job:05d}'")
@@ -185,6 +195,9 @@ class SweepRun:
             # The run has ended in order, perhaps without a word.
             if run.info.status not in ("FINISHED", "RUNNING") and not run.data.tags.get("failure"):
                 client.set_tag(run.info.run_id, "failure", failure)
+        for run in (mine or running) if failure else []:
+            if params and not run.data.params:
+                client.log_batch(run.info.run_id, params=[Param(*each) for each in params.items()])
         for run in (mine or running)[:1]:
             if log.exists() and log.stat().st_size:
                 if run.info.start_time < began:
