@@ -281,7 +281,7 @@ def test_a_mistake_is_answered_with_what_was_meant(door, words, cure):
         ("model.hidden_units=8,9", [8, 9]),
         *(
             ("name=" + name, name)
-            for name in ("a, b", "it's, mine", 'a "b", $HOME `c` (d)', "e!, f")
+            for name in ("a; b", "it's, mine", 'a "b", $HOME `c` (d)', "e!, f")
         ),
     ],
 )
