@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import sys
@@ -85,6 +86,19 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         else:
             os.environ[name] = value
     config.stash[SANDBOX].cleanup()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Refuse a test that has fetched the real data without `real_data`, and undo it.
+
+    In another order of the tests it would not be the one to fetch them, and its own messages, or
+    the link that `real_data` makes for all others, would fail only now and then.
+    """
+    fetched = Path(item.config.stash[SANDBOX].name, "cache", "fashion-mnist")
+    if fetched.is_dir() and not fetched.is_symlink():
+        shutil.rmtree(fetched)
+        pytest.fail("this test loads the real data: have it use `real_data`", pytrace=False)
 
 
 def pytest_runtest_setup() -> None:

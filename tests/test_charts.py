@@ -316,3 +316,9 @@ def test_names_of_strangers_are_texts():
         assert {node.tag.rpartition("}")[2] for node in drawn.root.iter()} <= {
             *("svg", "g", "rect", "path", "text", "tspan", "line", "defs", "linearGradient", "stop")
         }
+
+
+def test_a_legend_of_many_numbers_shows_a_few_of_them_and_one_of_many_names_none():
+    numbers = vega.color("epochs", vega.labels(range(1, 21), "epochs"))
+    assert numbers["legend"]["values"] == ["20", "15", "10", "5", "1"]
+    assert vega.color("model", vega.labels(map("m{}".format, range(20)), "model"))["legend"] is None

@@ -5,6 +5,7 @@ import os
 import pkgutil
 import re
 import shlex
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -247,8 +248,8 @@ MEANT = [
     ("schedule=exponential", ": schedule._target_=my_module.my_schedule"),
     ("callbacks=TensorBoard", ": +callbacks.mine._target_=keras.callbacks.TensorBoard"),
     # the shell has split it
-    ("model.hidden_units=[256, 128]", "; write model.hidden_units=[256,128]"),
-    ("seed=1 model.hidden_units=[3, 4, 5] name=x", "; write model.hidden_units=[3,4,5]"),
+    ("model.hidden_units=[256, 128]", "; write 'model.hidden_units=[256,128]'"),
+    ("seed=1 model.hidden_units=[3, 4, 5] name=x", "; write 'model.hidden_units=[3,4,5]'"),
     ("-m trainer.epochs=1, 5", "; write trainer.epochs=1,5"),
     ("trainer.epochs = 5", "; write trainer.epochs=5"),
     ("trainer.epochs= 5", "; write trainer.epochs=5"),
@@ -259,6 +260,7 @@ MEANT = [
     ("--epochs 5", ": write trainer.epochs=5"),
     ("--trainer.epochs=5", ": write trainer.epochs=5"),
     ("-e 5", ": write trainer.epochs=5"),
+    ("--hidden-units [3,4]", ": write 'model.hidden_units=[3,4]'"),
     ("seed=1 --learning-rate 0.1", ": write optimizer.learning_rate=0.1"),
     ("--resume", ": write resume=true"),
     ("-model=cnn", ": write model=cnn"),
@@ -271,6 +273,28 @@ MEANT = [
 @pytest.mark.parametrize(("words", "cure"), MEANT, ids=[row[0] for row in MEANT])
 def test_a_mistake_is_answered_with_what_was_meant(door, words, cure):
     assert door.error(*words.split()).endswith(cure)
+
+
+@pytest.mark.parametrize(
+    ("word", "received"),
+    [
+        ("model.hidden_units=8,9", [8, 9]),
+        *(
+            ("name=" + name, name)
+            for name in ("a; b", "it's, mine", 'a "b", $HOME `c` (d)', "e!, f")
+        ),
+    ],
+)
+def test_a_cure_can_be_pasted_into_a_shell(door, word, received):
+    said = door.error(word)
+    (cure,) = re.findall(r"(?:quotes inside quotes:|or write) (.*?)(?: for a list)?$", said)
+    typed = subprocess.run(
+        ["bash", "-f", "-c", f"printf %s {cure}"], capture_output=True, text=True, check=True
+    ).stdout
+    config = door.config(typed)
+    assert received in (config.name, config.model.arguments().get("hidden_units"))
+    unquoted = re.sub(r"'[^']*'|\"(?:[^\"\\]|\\.)*\"", "", cure)
+    assert not re.search(r"[^\w@%+=:,./-]", unquoted)  # zsh acts on brackets, bash does not
 
 
 def test_a_cure_works(door):

@@ -1,11 +1,13 @@
 """Stores in trouble: full disks, locks, other versions, what was deleted; told apart, and told."""
 
 import errno
+import math
 import os
 import shlex
 import shutil
 import sqlite3
 import tempfile
+import time
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,17 +69,24 @@ def say(capsys):
 
 
 class Trouble:
-    """SQLite that raises a given error at the next question that changes something."""
+    """SQLite that raises a given error at the next questions that change something."""
 
     def __init__(self) -> None:
         self.error: sqlite3.Error | None = None
+        self.times = math.inf
 
-    def begin(self, code: int, text: str) -> None:
+    def begin(self, code: int, text: str, times: float = math.inf) -> None:
         self.error = sqlite3.OperationalError(text)
         self.error.sqlite_errorcode = code
+        self.times = times
 
     def end(self) -> None:
         self.error = None
+
+    def meet(self, statement: str) -> None:
+        if self.error and self.times and statement.split()[0] in ("INSERT", "UPDATE", "DELETE"):
+            self.times -= 1
+            raise self.error
 
 
 @pytest.fixture
@@ -87,15 +96,11 @@ def trouble(monkeypatch) -> Trouble:
 
     found = Trouble()
 
-    def raised(words: tuple) -> None:
-        if found.error and str(words[1]).split()[0] in ("INSERT", "UPDATE", "DELETE"):
-            raise found.error
-
     for name in ("do_execute", "do_executemany"):
         real = getattr(Dialect, name)
 
         def execute(self, *words, real=real, **options):
-            raised(words)
+            found.meet(str(words[1]))
             return real(self, *words, **options)
 
         monkeypatch.setattr(Dialect, name, execute)
@@ -401,6 +406,52 @@ def test_an_experiment_that_was_deleted_is_named_by_every_door(store, client, sa
 
 
 # A lock, for real
+
+
+@pytest.mark.parametrize("of", ["run", "sweep", "sweep that goes on"])
+def test_a_lock_at_the_beginning_is_told_once_and_outlasted(
+    store, client, trouble, capsys, monkeypatch, of
+):
+    def begin() -> str:
+        if of == "run":
+            return write(store).id
+        tags = {"sweep.hash": "x"}
+        return tracking.SweepRun.open(store, EXPERIMENT, "x", tags, resume=True).id
+
+    if of == "sweep that goes on":
+        client.set_terminated(begin(), "FAILED")
+    monkeypatch.setattr(failures, "ASK_AGAIN_SECONDS", 0.0)
+    trouble.begin(*BUSY, times=3)
+    opened = client.get_run(begin())
+    assert capsys.readouterr().err == (
+        f"The store {store.database} is locked by another program; waiting up to 2 min 00 s for "
+        "it.\n"
+    )
+    (only,) = client.search_runs([opened.info.experiment_id])
+    assert only.info.status == ("FINISHED" if of == "run" else "RUNNING")
+
+
+def test_a_lock_that_stays_ends_the_command(store, trouble, monkeypatch):
+    monkeypatch.setattr(failures, "LOCK_PATIENCE_SECONDS", 0.0)
+    trouble.begin(*BUSY)
+    with pytest.raises(UserError, match="is locked by another program: database is locked; end"):
+        write(store)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["immediate", "exclusive"])
+def test_a_database_that_another_program_locks_before_a_run_is_waited_for(doors, store, how):
+    with closing(sqlite3.connect(store.database, isolation_level=None)) as other:
+        other.execute(f"begin {how}")
+        process = doors.start("run", store.database.parent, *QUICK)
+        deadline = time.monotonic() + 120
+        while "is locked by another program; waiting" not in process.err:
+            assert process.running
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        other.execute("commit")
+    assert process.code == 0, process.err
+    assert len(process.err.splitlines()) == 1
 
 
 @pytest.mark.slow

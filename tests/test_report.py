@@ -590,6 +590,8 @@ def test_runs_that_were_tested_on_different_images_are_different_settings():
     assert "Highest mean" not in text
     # Data whose names and sizes are the same.
     assert report.varied(with_parameters(data_digest=["a" * 64, "b" * 64])) == ["data_digest"]
+    # A worker that was lost early has left a run that knows no data.
+    assert report.varied(with_parameters(seed=[0, 1], data_digest=["a" * 64, None])) == []
     digests = {"model": ["mlp"] * 2, "data_digest": ["a" * 64, "b" * 64]}
     explained = digests | {"data.train_limit": ["10", None]}
     assert report.varied(with_parameters(**explained)) == ["data.train_limit"]

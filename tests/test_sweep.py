@@ -305,8 +305,11 @@ def test_a_worker_that_is_lost_leaves_its_job_one_run(tmp_path, status):
         client.set_terminated(run_id, status)
     began += 3_600_000 if before else 0
     for job in (0, 1):
-        sweep.keep_log(job, f"job {job}", tmp_path / "log.txt", began, "it was lost", {})
+        sweep.keep_log(
+            job, f"job {job}", tmp_path / "log.txt", began, "it was lost", {}, {"seed": str(job)}
+        )
     rows = sweep.members()[0]
+    assert rows["seed"][1] == "1"  # what it would have logged itself
     assert list(rows["job_number"]) == [0, 1]
     assert list(rows["status"]) == ["FINISHED" if status == "FINISHED" else "FAILED", "FAILED"]
     assert rows["run_id"][0] == run_id

@@ -110,9 +110,11 @@ def _dashed(parser: argparse.ArgumentParser, word: str, words: Sequence[str]) ->
     meant = [key] if key else messages.meant(name)
     if len(meant) == 1:
         usual = "true" if known.get(meant[0]) is False else "VALUE"
-        form = f"{meant[0]}={value or usual}"
+        form = messages.typed(f"{meant[0]}={value or usual}")
     else:
-        form = f"key={value or 'VALUE'}, such as trainer.epochs=5"
+        form = (
+            f"{messages.typed(f'key={value}') if value else 'key=VALUE'}, such as trainer.epochs=5"
+        )
     return f"{word}: unknown flag; an override has no dashes: write {form}"
 
 

@@ -7,6 +7,8 @@ import, which commands without overrides need not wait for.
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
@@ -64,7 +66,8 @@ def wrong_value(
     elif choices or example in (None, "???") or isinstance(example, bool):
         hint = ""
     else:
-        hint = f"; for example {key}={str(example).replace(' ', '')}"
+        whole = f"{key}={str(example).replace(' ', '')}"
+        hint = f"; for example {typed(whole)}"
     return f"{key}: received {_shown(node[name])}, expected {expected}{hint}"
 
 
@@ -81,6 +84,18 @@ def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     return f"'{value}'" if isinstance(value, str) else str(value)
+
+
+def typed(word: str) -> str:
+    """Return a word as one types it for a shell: zsh takes brackets for a file's name.
+
+    >>> print(typed("seed=1"), typed("units=[256,128]"), typed("name='my run'"))
+    seed=1 'units=[256,128]' "name='my run'"
+    """
+    if "'" not in word or "!" in word:
+        return shlex.quote(word)
+    escaped = re.sub(r'(["$`\\])', r"\\\1", word)
+    return f'"{escaped}"'
 
 
 def missing(key: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ SENTENCES = {
     r"([\w/]+) appears more than once": CHOSEN_TWICE,
     r"Ambiguous value for argument '([^'=]+)=(.*?)' 1\. To use": (
         "{0}: received several values, {1}, expected one; add -m to run with each of them, or "
-        "write [{1}] for a list"
+        "write {whole} for a list"
     ),
     r"Sweep parameters '([^'=]+)=(.*)' requires --multirun": (
         "{0}: received {1}, which is several values, expected one; add -m to run with each of them"
@@ -51,7 +50,8 @@ def explained(error: Exception, words: Sequence[str]) -> str:
         return messages.missing(found[1])
     for pattern, sentence in SENTENCES.items():
         if found := re.match(pattern, message):
-            return sentence.format(*found.groups())
+            parts = found.groups()
+            return sentence.format(*parts, whole=messages.typed(f"{parts[0]}=[{parts[-1]}]"))
     if found := re.match(r"Error merging override (\S*)", message):
         return f"{found[1]}: {str(error.__cause__).partition(chr(10))[0]}"
     key = getattr(error, "full_key", None)
@@ -113,15 +113,9 @@ def _unreadable(override: str, words: Sequence[str]) -> str:
         return f"'{override}': received no value, expected key=value, such as trainer.epochs=5"
     return (
         f"{key}: received {value}, which Hydra cannot read; a text with spaces, commas or other "
-        f'special characters needs quotes inside quotes: "{key}={quoted(value)}"'
+        "special characters needs quotes inside quotes: "
+        f"{messages.typed(f'{key}={quoted(value)}')}"
     )
-
-
-def typed(word: str) -> str:
-    """Return a word as one types it for a shell, in quotes only where a blank needs them."""
-    if " " not in word:
-        return word
-    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def quoted(value: str) -> str:
@@ -153,7 +147,7 @@ def _torn(override: str, words: Sequence[str]) -> str:
             whole = re.sub(r",\s+", ",", whole)
         return (
             f"{key.strip()}: received {' and '.join(map(repr, pieces))}, because the shell splits "
-            f"words at blanks; write {typed(whole)}"
+            f"words at blanks; write {messages.typed(whole)}"
         )
     return ""
 

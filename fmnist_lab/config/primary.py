@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def choose(args: argparse.Namespace, kept: dict[str, Any] | None = None) -> tupl
         raise UserError(
             f"{file}: received a config with a defaults list, which Hydra looks for by its "
             "name, after our own; give it a name that is not in conf, and write "
-            f"--config-dir {file.parent} --config-name NAME"
+            f"--config-dir {shlex.quote(str(file.parent))} --config-name NAME"
         )
     return folder, name
 
@@ -64,7 +65,7 @@ def _check_ours(path: str | None, name: str) -> None:
     if path is not None:
         raise UserError(
             f"--config-path: received {path}, expected a folder with {name}.yaml; to add a folder "
-            f"to our own configs, write --config-dir {path}"
+            f"to our own configs, write --config-dir {shlex.quote(str(path))}"
         )
     if name == OURS:
         return

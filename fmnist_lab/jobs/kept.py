@@ -6,6 +6,7 @@ Nothing in it is built, read or written but what is trusted or was allowed by th
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -113,7 +114,7 @@ def check_targets(
         if target not in allowed and not trusted and not is_built_in(group, str(target)):
             raise UserError(
                 f"{where} has {key}={target}, which could do anything on this machine; if you "
-                f"know what it does, {mend.format(target)}"
+                f"know what it does, {mend.format(shlex.quote(str(target)))}"
             )
 
 

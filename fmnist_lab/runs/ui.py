@@ -20,7 +20,8 @@ from fmnist_lab.errors import UserError, reported
 from fmnist_lab.system import signals
 
 HOST = "127.0.0.1"
-PATIENCE_SECONDS = 60
+# On a busy machine it takes a minute to import what it needs.
+PATIENCE_SECONDS = 180
 
 
 def ui(
@@ -89,7 +90,7 @@ def wait_until_it_answers(server: subprocess.Popen[bytes], port: int, notes: int
         notes: The file descriptor of its output.
 
     Raises:
-        UserError: The server has ended, or takes more than a minute.
+        UserError: The server has ended, or takes more than `PATIENCE_SECONDS`.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
@@ -107,7 +108,7 @@ def wait_until_it_answers(server: subprocess.Popen[bytes], port: int, notes: int
             return
     raise UserError(
         f"MLflow's server did not answer on port {port} within {PATIENCE_SECONDS} s; try "
-        "another with --port"
+        "it again when the machine is less busy, or another port with --port"
     )
 
 

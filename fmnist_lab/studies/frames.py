@@ -105,7 +105,11 @@ def deciding_parameters(runs: pd.DataFrame) -> list[str]:
     if THREADS in runs and not _varies(runs[THREADS], _sweeps(runs)):
         found.remove(THREADS)
     if DIGEST in runs:
-        asked = [[_images(run)] for run in runs.to_dict("records")]
+        # A run that failed before its data were there has none.
+        asked = [
+            [_images(run)] if isinstance(run[DIGEST], str) else []
+            for run in runs.to_dict("records")
+        ]
         if _varies(runs[DIGEST], asked):
             found.append(DIGEST)
     return found

@@ -155,15 +155,18 @@ def color(name: str, levels: Mapping[Any, str]) -> dict[str, Any]:
     colors: dict[str, Any] = {"domain": names, "scheme": LIGHT_TO_DARK}
     if is_text and len(levels) <= len(DISTINCT):
         colors = {"domain": names, "range": DISTINCT[: len(names)]}
+    many, told = len(names) > MOST_GROUPS, names
+    if many:
+        # A few numbers tell how it goes from light to dark.
+        told = [names[place * (len(names) - 1) // 4] for place in range(5)]
     # Numbers upwards, as more of anything tends to lie further up.
     legend: Chart = {
         "title": name,
-        "values": names if is_text else names[::-1],
+        "values": told if is_text else told[::-1],
         "symbolType": "circle",
     }
     legend |= {"symbolOpacity": 1, "symbolStrokeWidth": 0}
-    shown_legend = legend if len(levels) <= MOST_GROUPS else None
-    return field("level", "ordinal", scale=colors, legend=shown_legend)
+    return field("level", "ordinal", scale=colors, legend=None if many and is_text else legend)
 
 
 def scale(

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -93,11 +93,16 @@ class Job:
         """The file that takes what the job prints."""
         return self.folder / f"{self.member.job:05d}" / "log.txt"
 
-    def attempt(self, do: Callable[[], dict[str, float]]) -> dict[str, Any]:
+    def attempt(
+        self,
+        do: Callable[[], dict[str, float]],
+        params: Callable[[], Mapping[str, str]] = dict,
+    ) -> dict[str, Any]:
         """Do the job; its output goes to its log, and its failure does not leave this function.
 
         Args:
             do: The work, which returns the job's metrics.
+            params: Returns the params of the job's run.
 
         Returns:
             The metrics, or the `failure` in a few words and its `kind`, one of `trials.Failure`.
@@ -125,20 +130,27 @@ class Job:
                 raise
         # If the store is away, the log stays where it is, and the sweep goes on.
         with suppress(Exception):
-            self.keep(began, failure, metrics)
+            self.keep(began, failure, metrics, params() if failure else None)
         return {"failure": failure, "kind": kind} if failure else dict(metrics)
 
-    def keep(self, began: int, failure: str, metrics: dict[str, float] | None = None) -> None:
+    def keep(
+        self,
+        began: int,
+        failure: str,
+        metrics: dict[str, float] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> None:
         """Keep the log with the job's run, and make a run of a failure that came before it.
 
         Args:
             began: When the job began, or its sweep, in milliseconds since 1970.
             failure: Why it failed, or "".
             metrics: The job's results, if there are any.
+            params: The params of a run that has come to none of its own.
         """
         if self.run:
             name, source = self.member.name, {**provenance.tags(), **self.member.tags()}
-            self.run.keep_log(self.member.job, name, self.log, began, failure, source)
+            self.run.keep_log(self.member.job, name, self.log, began, failure, source, params)
             with suppress(OSError):
                 self.log.parent.rmdir()
             return

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fmnist_lab import config
+from fmnist_lab.config import naming
 from fmnist_lab.config.overrides import explained
 from fmnist_lab.errors import UserError, reported
 from fmnist_lab.sweep.job import Sweep
@@ -49,7 +50,20 @@ class Task:
                 return do(composed)
         hydra = HydraConfig.get()
         job = self.sweep.job(int(hydra.job.num), list(hydra.overrides.task))
-        return job.attempt(lambda: do(composed, job.member))
+        return job.attempt(lambda: do(composed, job.member), lambda: self.params_of(composed))
+
+    @staticmethod
+    def params_of(composed: DictConfig) -> dict[str, str]:
+        """Return the params of a job that has come to no run; none if its config is refused.
+
+        Args:
+            composed: The job's config.
+        """
+        own: Any = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+        try:
+            return {name: str(value) for name, value in naming.params(_checked(own)).items()}
+        except UserError:
+            return {}
 
 
 def do(composed: DictConfig, member: Membership | None = None) -> Any:
@@ -62,11 +76,7 @@ def do(composed: DictConfig, member: Membership | None = None) -> Any:
     Raises:
         UserError: The config is refused, or the job cannot be done.
     """
-    try:
-        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise UserError(explained(error, sys.argv[1:])) from None
-    checked = config.validate(values)  # type: ignore[arg-type]
+    checked = _checked(composed)
     if checked.dry_run:
         from fmnist_lab.sweep import preview
 
@@ -75,6 +85,14 @@ def do(composed: DictConfig, member: Membership | None = None) -> Any:
 
     with _where_it_was_typed():
         return jobs.run(checked, member)
+
+
+def _checked(composed: DictConfig) -> config.Config:
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(explained(error, sys.argv[1:])) from None
+    return config.validate(values)  # type: ignore[arg-type]
 
 
 def _where_it_was_typed() -> contextlib.AbstractContextManager[None]:

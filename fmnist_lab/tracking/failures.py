@@ -11,12 +11,16 @@ import functools
 import os
 import shlex
 import sqlite3
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from fmnist_lab.errors import FULL_DISK, UserError, permission
+from fmnist_lab.texts import duration, line
 
 if TYPE_CHECKING:
     from fmnist_lab.tracking.store import Store
@@ -53,6 +57,9 @@ SQLITE = {
 }
 # Answers of a server that may be another in a moment.
 PASSING_STATUS = (408, 429, 502, 503, 504)
+# What cannot be put off waits so long for a database that another program locks.
+LOCK_PATIENCE_SECONDS = 120.0
+ASK_AGAIN_SECONDS = 1.0
 
 
 def kind(error: BaseException) -> Kind | None:
@@ -72,6 +79,43 @@ def kind(error: BaseException) -> Kind | None:
 def is_outage(error: BaseException) -> bool:
     """Return whether an error means that the store may take the same event later."""
     return kind(error) is Kind.AWAY
+
+
+def is_locked(error: BaseException) -> bool:
+    """Return whether an error means that another program locks the store's database file."""
+    return is_outage(error) and any(isinstance(each, sqlite3.Error) for each in _chain(error))
+
+
+def outlast_lock(store: Store, ask: Callable[[], R], given_up: threading.Event | None = None) -> R:
+    """Ask a store, and ask again for a while if another program locks its database.
+
+    The wait is told in one line, on the standard error output.
+
+    Args:
+        store: The store that is asked.
+        ask: Asks it; called again only after it has failed at a lock.
+        given_up: Set by another thread that no longer wants to know.
+
+    Returns:
+        What `ask` returns.
+    """
+    given_up = given_up or threading.Event()
+    deadline, told = time.monotonic() + LOCK_PATIENCE_SECONDS, False
+    while True:
+        try:
+            return ask()
+        except Exception as error:
+            if not is_locked(error) or time.monotonic() >= deadline or given_up.is_set():
+                raise
+        if not told:
+            print(
+                f"The store {line(store.database)} is locked by another program; waiting up to "
+                f"{duration(LOCK_PATIENCE_SECONDS)} for it.",
+                file=sys.stderr,
+                flush=True,
+            )
+        told = True
+        given_up.wait(ASK_AGAIN_SECONDS)
 
 
 def is_full(error: BaseException) -> bool:
@@ -104,7 +148,7 @@ def refused(store: Store, error: BaseException, *, resumable: bool = False) -> U
     if is_full(error):
         disk = f"the disk of the store {place}" if store.database else "a disk of this machine"
         return UserError(f"{disk} is full: {why}; make room, and {again}")
-    if any(isinstance(each, sqlite3.Error) for each in _chain(error)) and is_outage(error):
+    if is_locked(error):
         return UserError(
             f"the store {place} is locked by another program: {why}; end that program or wait for "
             f"it, and {again}"

@@ -7,6 +7,7 @@ store that is away holds nothing up, and gets what it has missed later.
 from __future__ import annotations
 
 import functools
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from fmnist_lab.texts import line
 from fmnist_lab.tracking import events
 from fmnist_lab.tracking.client import active, asking
 from fmnist_lab.tracking.events import Event, Metrics, Status, Tags
-from fmnist_lab.tracking.failures import Kind, asks, is_full, kind, reason
+from fmnist_lab.tracking.failures import Kind, asks, is_full, kind, outlast_lock, reason
 from fmnist_lab.tracking.journal import TOKEN_TAG, Journal
 from fmnist_lab.tracking.orphans import heal
 from fmnist_lab.tracking.outbox import Outbox, describe, reopen
@@ -69,6 +70,7 @@ class Run:
         self.journal = journal
         self.failed_before = self.paused_before = self.is_paused = False
         self._began = _now()
+        self._killed = threading.Event()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
         self._tasks: list[Future[None]] = []
         self._dispensable: list[Future[None]] = []
@@ -99,27 +101,17 @@ class Run:
         tags: dict[str, str],
         run_id: str,
     ) -> None:
-        self.experiment_id = store.open(experiment)
+        self.experiment_id = outlast_lock(store, lambda: store.open(experiment), self._killed)
         experiment = experiment_name(store, experiment)
-        with asking(store, resumable=True) as client:
-            if run_id:
-                reopen(store, run_id)
-                # A sweep notes there why a worker has ended.
-                self.failed_before |= bool(client.get_run(run_id).data.tags.get("failure"))
-            else:
-                # The journal comes first, so that no run is in the store that it does not know.
-                tags |= {"scratch": str(journal.folder), TOKEN_TAG: uuid.uuid4().hex}
-                with self._written():
-                    journal.append(events.Opening(tags[TOKEN_TAG]))
-                    journal.sync()
-                # The run has begun before the store was ready: a short training is over by then.
-                made = client.create_run(
-                    self.experiment_id,
-                    self._began,
-                    tags={**surrounding_run(client), **tags},
-                    run_name=self.name,
-                )
-                run_id = made.info.run_id
+        if run_id:
+            outlast_lock(store, lambda: self._reopen(store, run_id), self._killed)
+        else:
+            # The journal comes first, so that no run is in the store that it does not know.
+            tags |= {"scratch": str(journal.folder), TOKEN_TAG: uuid.uuid4().hex}
+            with self._written():
+                journal.append(events.Opening(tags[TOKEN_TAG]))
+                journal.sync()
+            run_id = outlast_lock(store, lambda: self._create(store, tags), self._killed)
         with self._written():
             journal.append(events.Opened(run_id, self.name, store.uri, experiment))
         self.id = self._outbox.run_id = run_id
@@ -127,6 +119,24 @@ class Run:
         # Healing is a courtesy to other runs, which must not harm this one.
         with suppress(Exception):
             _heal_once(store)
+
+    def _reopen(self, store: Store, run_id: str) -> None:
+        with asking(store, resumable=True) as client:
+            reopen(store, run_id)
+            # A sweep notes there why a worker has ended.
+            self.failed_before |= bool(client.get_run(run_id).data.tags.get("failure"))
+
+    def _create(self, store: Store, tags: Mapping[str, str]) -> str:
+        """Make the run in the store, and return its id."""
+        with asking(store, resumable=True) as client:
+            made = client.create_run(
+                self.experiment_id,
+                # The run has begun before the store was ready: a short training is over by then.
+                self._began,
+                tags={**surrounding_run(client), **tags},
+                run_name=self.name,
+            )
+        return str(made.info.run_id)
 
     @property
     def store_name(self) -> str:
@@ -325,6 +335,7 @@ class Run:
             failure: Why the run is not finished.
         """
         if status is Status.KILLED:
+            self._killed.set()
             for task in self._dispensable:
                 task.cancel()
         last: list[Event] = [Tags({"failure": failure[-5000:]})] if failure else []

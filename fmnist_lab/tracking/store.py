@@ -21,11 +21,19 @@ from filelock import FileLock
 from fmnist_lab import compat
 from fmnist_lab.errors import ELSEWHERE, FULL_DISK, UserError, cannot_write, permission
 from fmnist_lab.system import durable
-from fmnist_lab.tracking.client import LOCK_SECONDS, asking, client_of, quiet_mlflow
-from fmnist_lab.tracking.failures import is_outage, refused, restoring, translated
+from fmnist_lab.tracking.client import asking, client_of, quiet_mlflow
+from fmnist_lab.tracking.failures import (
+    is_locked,
+    outlast_lock,
+    refused,
+    restoring,
+    translated,
+)
 
 DEFAULT_EXPERIMENT = "fmnist_lab"
 REMOTE_SCHEMES = ("http", "https", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
+# Another run's transaction takes less; a longer lock is told while it is waited for.
+BRIEF_LOCK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -261,18 +269,24 @@ def is_metric(name: str) -> bool:
 
 
 def _check_writable(store: Store, database: Path, artifacts: Path) -> None:
-    """Refuse a store that could not keep a training."""
+    """Refuse a store that could not keep a training, and wait for one that is locked."""
+
+    def write() -> None:
+        with closing(sqlite3.connect(database, timeout=BRIEF_LOCK_SECONDS)) as connection:
+            connection.execute("pragma user_version").fetchone()
+            if not os.access(database, os.W_OK):
+                raise PermissionError(13, "Permission denied")
+            # This takes the lock of a writer, and changes nothing.
+            connection.execute("begin immediate")
+
     try:
         durable.make_folder(artifacts)
         with tempfile.TemporaryFile(dir=artifacts):
             pass
         if database.exists():
-            with closing(sqlite3.connect(database, timeout=LOCK_SECONDS)) as connection:
-                connection.execute("pragma user_version").fetchone()
-                if not os.access(database, os.W_OK):
-                    raise PermissionError(13, "Permission denied")
+            outlast_lock(store, write)
     except (OSError, sqlite3.Error) as error:
-        if isinstance(error, sqlite3.Error) and is_outage(error):
+        if is_locked(error):
             raise refused(store, error) from None
         if isinstance(error, OSError) and error.errno in FULL_DISK:
             raise cannot_write(database, error) from None

@@ -15,7 +15,7 @@ from fmnist_lab.texts import lines, whole_number
 from fmnist_lab.tracking import orphans, query, tables
 from fmnist_lab.tracking.client import client_of
 from fmnist_lab.tracking.events import Status
-from fmnist_lab.tracking.failures import asks, translated
+from fmnist_lab.tracking.failures import asks, outlast_lock, translated
 from fmnist_lab.tracking.files import ABOVE, settle, sync_store
 from fmnist_lab.tracking.reading import read_file
 from fmnist_lab.tracking.store import Store, experiment_name, surrounding_run
@@ -103,7 +103,7 @@ class SweepRun:
             UserError: The store cannot be used, or the earlier sweep is in progress.
         """
         with translated(store, resumable=True):
-            experiment_id = store.open(experiment)
+            experiment_id = outlast_lock(store, lambda: store.open(experiment))
             experiment = experiment_name(store, experiment)
             client = client_of(store, current=False)
             process = {**orphans.this_process(), orphans.HERE_TAG: str(here).lower()}
@@ -121,15 +121,21 @@ class SweepRun:
                 if found:
                     # The runs that its process has left RUNNING are none of this one's.
                     orphans.heal(store)
-                    client.update_run(found[0].info.run_id, status="RUNNING")
                     gone_on = (
                         {query.PAUSED_TAG: ""} if query.PAUSED_TAG in found[0].data.tags else {}
                     )
-                    for key, value in (process | gone_on).items():
-                        client.set_tag(found[0].info.run_id, key, value)
+
+                    def go_on() -> None:
+                        client.update_run(found[0].info.run_id, status="RUNNING")
+                        for key, value in (process | gone_on).items():
+                            client.set_tag(found[0].info.run_id, key, value)
+
+                    outlast_lock(store, go_on)
                     return cls(store, experiment, experiment_id, found[0].info.run_id, True)
             tags = {**surrounding_run(client), **tags, **process}
-            run = client.create_run(experiment_id, run_name=name, tags=tags)
+            run = outlast_lock(
+                store, lambda: client.create_run(experiment_id, run_name=name, tags=tags)
+            )
             return cls(store, experiment, experiment_id, run.info.run_id)
 
     @asks
@@ -148,7 +154,14 @@ class SweepRun:
 
     @asks
     def keep_log(
-        self, job: int, name: str, log: Path, began: int, failure: str, source: Mapping[str, str]
+        self,
+        job: int,
+        name: str,
+        log: Path,
+        began: int,
+        failure: str,
+        source: Mapping[str, str],
+        params: Mapping[str, str] | None = None,
     ) -> None:
         """Keep a job's log with its run, and record a failure that came before there was a run.
 
@@ -159,7 +172,10 @@ class SweepRun:
             began: When the job or its sweep began, in milliseconds since 1970.
             failure: Why the job failed, or "".
             source: The tags of a run that has to be made.
+            params: The params of a failed run that has none, as its worker was lost too early.
         """
+        from mlflow.entities import Param
+
         client = client_of(self.store, current=False)
         mark = {query.member_tag(self.id): f"{job:05d}"}
         runs = self._search(client, f"tags.`{query.member_tag(self.id)}` = '{job:05d}'")
@@ -179,6 +195,9 @@ class SweepRun:
             # The run has ended in order, perhaps without a word.
             if run.info.status not in ("FINISHED", "RUNNING") and not run.data.tags.get("failure"):
                 client.set_tag(run.info.run_id, "failure", failure)
+        for run in (mine or running) if failure else []:
+            if params and not run.data.params:
+                client.log_batch(run.info.run_id, params=[Param(*each) for each in params.items()])
         for run in (mine or running)[:1]:
             if log.exists() and log.stat().st_size:
                 if run.info.start_time < began:

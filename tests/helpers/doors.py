@@ -44,7 +44,7 @@ class Process:
             stderr=self._err,
         )
 
-    def wait(self, seconds: float = 300) -> int:
+    def wait(self, seconds: float = 900) -> int:
         return self._process.wait(seconds)
 
     @property

@@ -150,8 +150,8 @@ class JobRunner:
         compat.pass_over_byte_order_marks()
         return runner
 
-    def run(self, number: int, overrides: Sequence[str], job_id: str) -> JobReturn:
-        """Compose a job's config and do the job.
+    def compose(self, number: int, overrides: Sequence[str], job_id: str) -> DictConfig:
+        """Compose a job's config, with Hydra's part.
 
         Args:
             number: The job's number, from 0.
@@ -165,10 +165,20 @@ class JobRunner:
                 config.hydra.overrides.task.append(f"trainer.threads={self.threads}")
             config.hydra.job.id = job_id
             config.hydra.job.num = number
+        return config
+
+    def run(self, number: int, overrides: Sequence[str], job_id: str) -> JobReturn:
+        """Compose a job's config and do the job.
+
+        Args:
+            number: The job's number, from 0.
+            overrides: The job's own.
+            job_id: The launcher's name for it.
+        """
         return run_job(
             hydra_context=self.context,
             task_function=self.task,
-            config=config,
+            config=self.compose(number, overrides, job_id),
             job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
         )
@@ -274,7 +284,10 @@ class JobLauncher(ABC):
         # If the store is away, the other jobs go on all the same.
         with suppress(Exception):
             assert self.task.sweep is not None
-            self.task.sweep.job(number, overrides).keep(self.task.sweep.began, reason)
+            job, params = self.task.sweep.job(number, overrides), dict[str, str]()
+            with suppress(Exception):
+                params = self.task.params_of(self.runner.compose(number, overrides, str(number)))
+            job.keep(self.task.sweep.began, reason, params=params)
         # Not FAILED, at which Hydra's sweeper would raise and drop whatever comes after.
         return compat.job_return(overrides, {"failure": reason, "lost": True})
 
