@@ -134,13 +134,13 @@ def _open(source: str | Path | bytes | BinaryIO) -> tuple[Image.Image, tuple[int
     except UnreadablePhotograph:
         raise
     except FileNotFoundError:
-        raise UnreadablePhotograph("no such file; expected an image file") from None
+        raise UnreadablePhotograph("there is no such file; expected an image file") from None
     except IsADirectoryError:
-        raise UnreadablePhotograph("is a folder; expected an image file") from None
+        raise UnreadablePhotograph("this is a folder; expected an image file") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UnreadablePhotograph(
-            f"has more pixels than the {MOST_PIXELS // 10**6} million that are read; expected a "
-            "smaller picture"
+            f"the picture has more pixels than the {MOST_PIXELS // 10**6} million that are read; "
+            "expected a smaller picture"
         ) from None
     except Exception as error:
         # Pillow's decoders may raise anything for a damaged file.
@@ -162,8 +162,8 @@ def _formats() -> tuple[str, ...]:
 
 def _too_large(size: tuple[int, int]) -> str:
     return (
-        f"has {size[0]}x{size[1]} pixels; expected at most {MOST_PIXELS // 10**6} million, so make "
-        "it smaller first"
+        f"the picture has {size[0]}x{size[1]} pixels; expected at most "
+        f"{MOST_PIXELS // 10**6} million, so make it smaller first"
     )
 
 
@@ -172,13 +172,15 @@ def _no_picture(source: Any, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         if _is_heic(source):
             return (
-                "is a HEIC picture, which needs the extra `heic`; install it with "
+                "this is a HEIC picture, which needs the extra `heic`; install it with "
                 "pip install 'fmnist_lab[heic]'"
             )
         reason = "its format is unknown"
     else:
         reason = " ".join(str(error).split()) or type(error).__name__
-    return f"cannot be read as an image ({reason}); expected a PNG, JPEG or another common format"
+    return (
+        f"it cannot be read as an image ({reason}); expected a PNG, JPEG or another common format"
+    )
 
 
 def _is_heic(source: Any) -> bool:
@@ -310,7 +312,9 @@ def _find(picture: Image.Image, alpha: Image.Image | None) -> _Found:
     if alpha:
         shown = alpha.point(lambda level: 255 * (level > 25)).getbbox()
         if shown is None:
-            raise UnreadablePhotograph("is transparent everywhere; expected a picture of an object")
+            raise UnreadablePhotograph(
+                "the picture is transparent everywhere; expected a picture of an object"
+            )
         return _Found(shown, background, noise, _is_light(background, above))
     box = _box(above, noise, whole)
     longest = max(box[2] - box[0], box[3] - box[1])
@@ -414,7 +418,7 @@ def _box(above: Array, noise: float, box: Box) -> Box:
     mask = _without_specks(mask)
     if not mask.any():
         raise UnreadablePhotograph(
-            "shows one colour and no object; expected a picture of a piece of clothing"
+            "the picture shows one colour and no object; expected a picture of a piece of clothing"
         )
     edges = []
     for at in (0, 1):
