@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -148,6 +149,7 @@ def _open(source: str | Path | bytes | BinaryIO) -> tuple[Image.Image, tuple[int
     return picture, full[::-1] if orientation >= 5 else full
 
 
+@lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
     Image.init()
     if "HEIF" not in Image.OPEN:
@@ -353,6 +355,12 @@ def _powers(x: Array) -> Array:
     return np.stack([np.ones_like(x), x, x * x], -1)
 
 
+def _squared(differences: NDArray[Any]) -> NDArray[Any]:
+    """Return the squared lengths of differences between colours, (..., 3)."""
+    lengths: NDArray[Any] = np.einsum("...c,...c->...", differences, differences)
+    return lengths
+
+
 def _border(pixels: NDArray[Any]) -> NDArray[Any]:
     """Return the pixels of the border, (n[, k])."""
     width = max(1, round(0.02 * min(pixels.shape[:2])))
@@ -372,7 +380,7 @@ def _background(colours: Array, x: Array, y: Array) -> tuple[_Surface, float]:
     at_x, at_y = (_border(each) for each in np.meshgrid(x, y))
     basis = np.column_stack([_powers(at_x), _powers(at_y)[:, 1:]])[:, [0, 1, 3, 2, 4]]
     starts = np.vstack([colours[[0, 0, -1, -1], [0, -1, 0, -1]], np.median(border, 0)[None]])
-    near = [np.linalg.norm(border - start, axis=1) < 30 for start in starts]
+    near = [_squared(border - start) < 30**2 for start in starts]
     best: tuple[float, NDArray[Any], float] = (-1.0, np.empty(0), 0.0)
     for terms in (3, 5):
         taken, used = max(near, key=np.sum), basis[:, :terms]
@@ -380,12 +388,12 @@ def _background(colours: Array, x: Array, y: Array) -> tuple[_Surface, float]:
             # Ridge regression: a slope needs evidence from more than a few pixels.
             square = used[taken].T @ used[taken] + np.diag([1e-3] + [1.0] * (terms - 1))
             surface = np.linalg.solve(square, used[taken].T @ border[taken])
-            off = np.linalg.norm(border - used @ surface, axis=1)
-            before, taken = taken, off <= max(25, np.min(off))
+            off = _squared(border - used @ surface)
+            before, taken = taken, off <= max(25**2, np.min(off))
             if np.array_equal(before, taken):
                 break
         if taken.mean() > best[0] + 0.1:
-            best = (float(taken.mean()), surface, float(1.5 * np.median(off[taken])))
+            best = (float(taken.mean()), surface, float(1.5 * np.median(off[taken]) ** 0.5))
         if best[0] > 0.9:
             break
     _, surface, noise = best
@@ -409,7 +417,7 @@ def _box(above: Array, noise: float, box: Box) -> Box:
     Raises:
         UnreadablePhotograph: Nothing differs.
     """
-    off = np.einsum("hwc,hwc->hw", above, above)
+    off = _squared(above)
     lowest = max(6.0, 4 * noise)
     mask = off > lowest**2
     if mask.any():
@@ -431,14 +439,15 @@ def _box(above: Array, noise: float, box: Box) -> Box:
 def _without_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return a mask without its small pieces: dust, a hair, noise.
 
-    Pieces are told apart on a grid of cells of 4x4 pixels; those with less than 2 % of the pixels
-    of the largest go.
+    Pieces are told apart on a grid of some 24x24 cells; those with less than 2 % of the pixels of
+    the largest go.
     """
-    if min(mask.shape) < 64:
+    cell = -(-max(mask.shape) // 24)
+    if cell < 3:
         return mask
-    high, wide = (-(-side // 4) for side in mask.shape)
-    cells = np.pad(mask, ((0, 4 * high - mask.shape[0]), (0, 4 * wide - mask.shape[1])))
-    counts = cells.reshape(high, 4, wide, 4).sum((1, 3))
+    high, wide = (-(-side // cell) for side in mask.shape)
+    room = ((0, cell * high - mask.shape[0]), (0, cell * wide - mask.shape[1]))
+    counts = np.pad(mask, room).reshape(high, cell, wide, cell).sum((1, 3))
     left = {(int(y), int(x)) for y, x in zip(*np.nonzero(counts), strict=True)}
     pieces = []
     while left:
@@ -449,7 +458,7 @@ def _without_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
             beside = {(y + down, x + right) for down in (-1, 0, 1) for right in (-1, 0, 1)} & left
             left -= beside
             ends += beside
-        pieces.append((sum(int(counts[cell]) for cell in piece), piece))
+        pieces.append((sum(int(counts[each]) for each in piece), piece))
     if len(pieces) < 2:
         return mask
     keep = np.zeros_like(counts, bool)
@@ -457,7 +466,7 @@ def _without_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         if pixels >= 0.02 * max(pieces)[0]:
             keep[tuple(zip(*piece, strict=True))] = True
     kept: NDArray[np.bool_] = (
-        mask & keep.repeat(4, 0).repeat(4, 1)[: mask.shape[0], : mask.shape[1]]
+        mask & keep.repeat(cell, 0).repeat(cell, 1)[: mask.shape[0], : mask.shape[1]]
     )
     return kept
 
@@ -491,7 +500,7 @@ def _seen(
         canvas[:] = surface.mean((0, 1))
         canvas[where] = colours
         return np.clip(canvas, 0, 255).round().astype(np.uint8)
-    off = np.linalg.norm(colours - surface, axis=-1)
+    off = _squared(colours - surface) ** 0.5
     there = off > max(3 * found.noise, 1)
     grey = (colours - surface) @ GREY
     levels = np.maximum(-grey if found.is_light else grey, 0) * there
