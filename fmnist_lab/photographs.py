@@ -104,6 +104,9 @@ def read(
             alpha = None
         picture = _on_one_colour(picture, alpha)
     found = _find(picture, alpha)
+    if original == (size[1], size[0]) and found.longest > 0.9 * max(size):
+        # A negative of the data set's own images: as large as they are, and sharp already.
+        found = found._replace(box=(0, 0, *original))
     pixels = _seen(picture, found, size, colour)
     scale = (original[0] / picture.width, original[1] / picture.height)
     left, top, right, bottom = (round(edge * scale[at % 2]) for at, edge in enumerate(found.box))
@@ -299,6 +302,11 @@ class _Found(NamedTuple):
     noise: float  # Of the background, as a distance between colours.
     is_light: bool
 
+    @property
+    def longest(self) -> float:
+        """The longest edge of the box."""
+        return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
+
 
 def _find(picture: Image.Image, alpha: Image.Image | None) -> _Found:
     """Find the object of a picture.
@@ -355,9 +363,9 @@ def _powers(x: Array) -> Array:
     return np.stack([np.ones_like(x), x, x * x], -1)
 
 
-def _squared(differences: NDArray[Any]) -> NDArray[Any]:
+def _squared(differences: NDArray[Any]) -> Array:
     """Return the squared lengths of differences between colours, (..., 3)."""
-    lengths: NDArray[Any] = np.einsum("...c,...c->...", differences, differences)
+    lengths: Array = np.einsum("...c,...c->...", differences, differences)
     return lengths
 
 
@@ -502,13 +510,12 @@ def _seen(
         return np.clip(canvas, 0, 255).round().astype(np.uint8)
     off = _squared(colours - surface) ** 0.5
     there = off > max(3 * found.noise, 1)
-    grey = (colours - surface) @ GREY
-    levels = np.maximum(-grey if found.is_light else grey, 0) * there
-    if np.abs(grey)[there].sum() < 0.15 * off[there].sum():
-        # An object of another colour that is as light as its background.
-        levels = off * there
+    # Lighter parts of an object on grey count like darker ones: its outline is what matters.
+    grey = np.abs((colours - surface) @ GREY)
+    # An object of another colour may be as light as its background.
+    levels: Array = (grey if grey[there].sum() > 0.15 * off[there].sum() else off) * there
     canvas = np.zeros(size, np.float32)
-    canvas[where] = _sharpened(levels)
+    canvas[where] = levels if scale == 1 else _sharpened(levels)
     canvas *= 255 / max(float(canvas.max()), 1e-3)
     return canvas.round().astype(np.uint8)
 
