@@ -397,7 +397,7 @@ def _background(colours: Array, x: Array, y: Array) -> tuple[_Surface, float]:
             square = used[taken].T @ used[taken] + np.diag([1e-3] + [1.0] * (terms - 1))
             surface = np.linalg.solve(square, used[taken].T @ border[taken])
             off = _squared(border - used @ surface)
-            before, taken = taken, off <= max(25**2, np.min(off))
+            before, taken = taken, off <= max(25.0**2, float(off.min()))
             if np.array_equal(before, taken):
                 break
         if taken.mean() > best[0] + 0.1:
