@@ -47,6 +47,10 @@ class UnreadablePhotograph(ValueError):
     """A file that is no picture, or a picture without an object; its message is one sentence."""
 
 
+class NoObject(UnreadablePhotograph):
+    """A picture that shows one colour, or nothing."""
+
+
 @dataclass(frozen=True, eq=False)
 class Photograph:
     """A picture and what a model is to see of it.
@@ -268,9 +272,7 @@ def _find(picture: Image.Image, alpha: Image.Image | None) -> _Found:
     if alpha:
         shown = alpha.point(lambda level: 255 * (level > 25)).getbbox()
         if shown is None:
-            raise UnreadablePhotograph(
-                "the picture is transparent everywhere; expected a picture of an object"
-            )
+            raise NoObject("the picture is transparent everywhere; expected one of an object")
         return _Found(shown, background, noise, is_light)
     box = _box(above, noise, whole)
     if _longest(box) < 0.7 * max(picture.size):
@@ -373,9 +375,7 @@ def _box(above: Array, noise: float, box: Box) -> Box:
         mask = off > np.clip(usual / 3, lowest, max(PUBLISHED_CLOSENESS, lowest)) ** 2
     mask = _without_specks(mask)
     if not mask.any():
-        raise UnreadablePhotograph(
-            "the picture shows one colour and no object; expected a picture of a piece of clothing"
-        )
+        raise NoObject("the picture shows one colour and no object; expected one of clothing")
     edges = []
     for at in (0, 1):
         (there,) = np.nonzero(mask.any(at))
