@@ -175,11 +175,13 @@ def _orientation(image: Image.Image) -> int:
 
 def _upright_rgb(image: Image.Image, orientation: int) -> Image.Image:
     """Return a loaded picture as 8-bit RGB or RGBA, upright, its longest edge about DRAFT."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        image = _eight_bit(image)
+    if image.mode.startswith("I;"):
+        image = image.convert("I")
     factor = max(1, min(max(image.size) // DRAFT, min(image.size) // 28))
     if factor > 1 and image.mode not in ("1", "P", "PA"):
         image, factor = image.reduce(factor), 1
+    if image.mode in ("I", "F"):
+        image = _eight_bit(image)
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if factor > 1:
         image = image.reduce(factor)

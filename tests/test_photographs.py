@@ -148,6 +148,14 @@ def test_the_mode_and_the_format_of_a_file_make_no_difference():
         assert differ(read(content), seen) <= most, name
 
 
+def test_a_large_picture_of_16_bits_is_shrunk_before_it_is_converted():
+    levels = np.full((1500, 2100), 60000, np.uint16)
+    levels[300:900, 600:1800] = 1000
+    found = read(saved(Image.fromarray(levels), "TIFF"))
+    assert found.box == pytest.approx((600, 300, 1800, 900), abs=15)
+    assert found.background == "pale grey (233)"
+
+
 def test_paths_bytes_and_streams_are_read_alike(tmp_path):
     content = saved(drawn(BOOT))
     (tmp_path / "boot").write_bytes(content)
