@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -118,9 +118,22 @@ def read_image(file: Path, size: tuple[int, int] = (28, 28), *, colour: bool = F
 
 
 def batches(
-    files: Sequence[Path], size: tuple[int, int], *, colour: bool, most: int
+    files: Sequence[Path],
+    size: tuple[int, int],
+    *,
+    colour: bool,
+    most: int,
+    on_read: Callable[[], object],
 ) -> Iterator[list[Picture | UserError]]:
-    """Yield the pictures of files in lists of at most `most`, an error for a bad one."""
+    """Yield the pictures of files in lists of at most `most`, an error for a bad one.
+
+    Args:
+        files: The files.
+        size: Height and width of the model's images.
+        colour: Whether they are in colour.
+        most: The length of a list, at most.
+        on_read: Called after each file.
+    """
     rest = iter(files)
     while some := list(islice(rest, most)):
         batch: list[Picture | UserError] = []
@@ -129,4 +142,5 @@ def batches(
                 batch.append(read_image(file, size, colour=colour))
             except UserError as error:
                 batch.append(error)
+            on_read()
         yield batch
