@@ -19,14 +19,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFilter, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 Array = NDArray[np.float32]
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 MOST_PIXELS = 64_000_000  # That are decoded at once: 4 bytes each, at most.
 DRAFT = 1024  # A larger JPEG is decoded at a half, a quarter or an eighth, no smaller than this.
-COARSE = 256  # Longest edge of the picture in which the object is looked for.
+COARSE = 140  # Longest edge of the picture in which the object is looked for.
 THUMBNAIL = 320  # Longest edge of the small copy that is kept for a drawing.
 # EPS and WMF start other programs, and some rare formats are of no use to photographs.
 FORMATS = (
@@ -111,7 +111,7 @@ def read(
     return Photograph(
         pixels,
         (left, top, max(right, left + 1), max(bottom, top + 1)),
-        "transparent" if alpha else _described(found.background),
+        "transparent" if alpha else _described(found.background.colour),
         found.is_light and not colour,
         True,
         original,
@@ -245,7 +245,7 @@ def _as_it_is(picture: Image.Image, colour: bool) -> Photograph | None:
     return Photograph(
         np.asarray(rgb) if colour else grey,
         (0, 0, *picture.size),
-        _described(level),
+        _described(level[0]),
         False,
         False,
         picture.size,
@@ -264,11 +264,34 @@ def _on_one_colour(picture: Image.Image, alpha: Image.Image | None) -> Image.Ima
     return Image.alpha_composite(under, picture).convert("RGB")
 
 
+class _Surface(NamedTuple):
+    """The background's colours: along x, (3, terms), plus along y, without its own constant."""
+
+    across: Array
+    down: Array
+
+    @property
+    def colour(self) -> Array:
+        """The colour in the middle of the picture, (3,)."""
+        return self.across[:, 0]
+
+    def over(self, box: Box, size: tuple[int, int], whole: tuple[int, int]) -> Array:
+        """Return the colours of a part's pixels, (height, width, 3).
+
+        Args:
+            box: Where the part is in the picture.
+            size: Width and height of the part in pixels, which may be fewer than the box has.
+            whole: Width and height of the picture.
+        """
+        x, y = _axes(box, size, whole)
+        return (_powers(x) @ self.across.T)[None] + (_powers(y)[:, 1:] @ self.down.T)[:, None]
+
+
 class _Found(NamedTuple):
     """Where the object is, in pixels of the picture, and what surrounds it."""
 
     box: Box
-    background: Array  # (k, 3): the coefficients of 1, x, y[, x², y²], x and y from -1 to 1.
+    background: _Surface
     noise: float  # Of the background, as a distance between colours.
     is_light: bool
 
@@ -279,26 +302,30 @@ def _find(picture: Image.Image, alpha: Image.Image | None) -> _Found:
     Raises:
         UnreadablePhotograph: There is none.
     """
+    whole = (0.0, 0.0, float(picture.width), float(picture.height))
     small = _shrunk(picture, COARSE)
     colours = np.asarray(small, np.float32)
-    places = _places((0, 0, *picture.size), small.size, picture.size)
-    background, noise = _background(colours, places)
-    whole = (0.0, 0.0, float(picture.width), float(picture.height))
+    background, noise = _background(colours, *_axes(whole, small.size, picture.size))
+    above = colours - background.over(whole, small.size, picture.size)
     if alpha:
         shown = alpha.point(lambda level: 255 * (level > 25)).getbbox()
         if shown is None:
             raise UnreadablePhotograph("is transparent everywhere; expected a picture of an object")
-        box: Box = shown
-    else:
-        box = _box(colours, places, background, noise, whole)
-        if max(box[2] - box[0], box[3] - box[1]) < 0.7 * max(picture.size):
-            # Once more, close to it, for the sake of its edges.
-            room = 0.1 * max(box[2] - box[0], box[3] - box[1]) + 2
-            near = _within((box[0] - room, box[1] - room, box[2] + room, box[3] + room), whole)
-            part = _shrunk(picture.crop(near), COARSE)
-            places = _places(near, part.size, picture.size)
-            box = _box(np.asarray(part, np.float32), places, background, noise, near)
-    return _Found(box, background, noise, _is_light(colours, places, background))
+        return _Found(shown, background, noise, _is_light(background, above))
+    box = _box(above, noise, whole)
+    longest = max(box[2] - box[0], box[3] - box[1])
+    if longest < 0.7 * max(picture.size):
+        # Once more, close to it, for the sake of its edges.
+        room = 0.1 * longest + 2
+        left, top, right, bottom = (
+            min(max(edge + sign * room, 0), picture.size[at % 2])
+            for at, (edge, sign) in enumerate(zip(box, (-1, -1, 1, 1), strict=True))
+        )
+        near = (int(left), int(top), int(np.ceil(right)), int(np.ceil(bottom)))
+        part = _shrunk(picture.crop(near), COARSE)
+        around = background.over(near, part.size, picture.size)
+        box = _box(np.asarray(part, np.float32) - around, noise, near)
+    return _Found(box, background, noise, _is_light(background, above))
 
 
 def _shrunk(picture: Image.Image, longest: int) -> Image.Image:
@@ -309,19 +336,17 @@ def _shrunk(picture: Image.Image, longest: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.BOX)
 
 
-def _within(box: Box, whole: Box) -> tuple[int, int, int, int]:
-    left, top = max(box[0], whole[0]), max(box[1], whole[1])
-    right, bottom = min(box[2], whole[2]), min(box[3], whole[3])
-    return int(left), int(top), int(np.ceil(right)), int(np.ceil(bottom))
-
-
-def _places(box: Box, size: tuple[int, int], whole: tuple[int, int]) -> Array:
-    """Return x and y of each pixel, from -1 to 1 across the whole picture, (height, width, 2)."""
-    axes = [
+def _axes(box: Box, size: tuple[int, int], whole: tuple[int, int]) -> tuple[Array, Array]:
+    """Return x and y of a part's columns and rows, from -1 to 1 across the whole picture."""
+    x, y = (
         (box[at] + (np.arange(size[at]) + 0.5) * (box[at + 2] - box[at]) / size[at]) / whole[at]
         for at in (0, 1)
-    ]
-    return np.stack(np.meshgrid(*axes), -1).astype(np.float32) * 2 - 1
+    )
+    return (2 * x - 1).astype(np.float32), (2 * y - 1).astype(np.float32)
+
+
+def _powers(x: Array) -> Array:
+    return np.stack([np.ones_like(x), x, x * x], -1)
 
 
 def _border(pixels: NDArray[Any]) -> NDArray[Any]:
@@ -332,91 +357,116 @@ def _border(pixels: NDArray[Any]) -> NDArray[Any]:
     return pixels[~inside]
 
 
-def _background(colours: Array, places: Array) -> tuple[Array, float]:
+def _background(colours: Array, x: Array, y: Array) -> tuple[_Surface, float]:
     """Fit a smooth surface to the colours of the border, and return it and the noise around it.
 
     Starts from the colour, of the corners' and the border's median, that most of the border has,
-    and takes in more of the border while the surface fits.
+    and takes in more of the border while the surface fits. The surface is flat or sloping, and
+    curved only where that takes in much more.
     """
-    border, at = _border(colours), _border(places)
+    border = _border(colours)
+    at_x, at_y = (_border(each) for each in np.meshgrid(x, y))
+    basis = np.column_stack([_powers(at_x), _powers(at_y)[:, 1:]])[:, [0, 1, 3, 2, 4]]
     starts = np.vstack([colours[[0, 0, -1, -1], [0, -1, 0, -1]], np.median(border, 0)[None]])
     near = [np.linalg.norm(border - start, axis=1) < 30 for start in starts]
-    inliers = max(near, key=np.sum)
-    best: tuple[float, Array, Array] | None = None
+    best: tuple[float, NDArray[Any], float] = (-1.0, np.empty(0), 0.0)
     for terms in (3, 5):
-        basis, taken = _basis(at, terms), inliers
-        for _ in range(8):
+        taken, used = max(near, key=np.sum), basis[:, :terms]
+        for _ in range(6):
             # Ridge regression: a slope needs evidence from more than a few pixels.
-            square = basis[taken].T @ basis[taken] + np.diag([1e-3] + [1.0] * (terms - 1))
-            surface = np.linalg.solve(square, basis[taken].T @ border[taken]).astype(np.float32)
-            off = np.linalg.norm(border - basis @ surface, axis=1)
-            taken = off < 25
-            if not taken.any():
-                taken = off <= np.median(off)
-        share = float(taken.mean())
-        if best is None or share > best[0] + 0.1:
-            best = share, surface, off[taken]
-    assert best is not None
-    return best[1], float(1.5 * np.median(best[2]))
+            square = used[taken].T @ used[taken] + np.diag([1e-3] + [1.0] * (terms - 1))
+            surface = np.linalg.solve(square, used[taken].T @ border[taken])
+            off = np.linalg.norm(border - used @ surface, axis=1)
+            before, taken = taken, off <= max(25, np.min(off))
+            if np.array_equal(before, taken):
+                break
+        if taken.mean() > best[0] + 0.1:
+            best = (float(taken.mean()), surface, float(1.5 * np.median(off[taken])))
+        if best[0] > 0.9:
+            break
+    _, surface, noise = best
+    constant, slopes = surface[0], np.zeros((4, 3), np.float32)
+    slopes[: len(surface) - 1] = surface[1:]
+    across = np.stack([constant, slopes[0], slopes[2]], -1)
+    return _Surface(across, np.stack([slopes[1], slopes[3]], -1)), noise
 
 
-def _basis(places: Array, terms: int) -> Array:
-    x, y = places[..., 0], places[..., 1]
-    return np.stack([np.ones_like(x), x, y, x * x, y * y][:terms], -1)
-
-
-def _surface(places: Array, background: Array) -> Array:
-    surface: Array = np.clip(_basis(places, len(background)) @ background, 0, 255)
-    return surface
-
-
-def _box(colours: Array, places: Array, background: Array, noise: float, box: Box) -> Box:
-    """Return the box of what differs from the background, in the coordinates of the part's box.
+def _box(above: Array, noise: float, box: Box) -> Box:
+    """Return the box of what differs from the background.
 
     The threshold is the published one where the object stands out well, and less for white on
     white or black on black.
 
+    Args:
+        above: (height, width, 3), the colours of a part of the picture less the background's.
+        noise: Of the background.
+        box: Where the part is in the picture.
+
     Raises:
-        UnreadablePhotograph: Nothing does.
+        UnreadablePhotograph: Nothing differs.
     """
-    off = np.linalg.norm(colours - _surface(places, background), axis=-1)
+    off = np.einsum("hwc,hwc->hw", above, above)
     lowest = max(6.0, 4 * noise)
-    mask = off > lowest
+    mask = off > lowest**2
     if mask.any():
-        usual = float(np.median(off[mask]))
-        mask = off > np.clip(usual / 3, lowest, max(PUBLISHED_CLOSENESS, lowest))
-    if min(mask.shape) >= 64:
-        cleaned = Image.fromarray(mask.astype(np.uint8) * 255).filter(ImageFilter.MedianFilter(3))
-        mask = np.asarray(cleaned) > 0 if cleaned.getbbox() else mask
+        usual = float(np.median(off[mask])) ** 0.5
+        mask = off > np.clip(usual / 3, lowest, max(PUBLISHED_CLOSENESS, lowest)) ** 2
+    mask = _without_specks(mask)
     if not mask.any():
         raise UnreadablePhotograph(
             "shows one colour and no object; expected a picture of a piece of clothing"
         )
     edges = []
-    for at, axis in ((0, 0), (1, 1)):
-        (there,) = np.nonzero(mask.any(axis))
+    for at in (0, 1):
+        (there,) = np.nonzero(mask.any(at))
         pitch = (box[at + 2] - box[at]) / mask.shape[1 - at]
         edges.append((box[at] + there[0] * pitch, box[at] + (there[-1] + 1) * pitch))
     return edges[0][0], edges[1][0], edges[0][1], edges[1][1]
 
 
-def _is_light(colours: Array, places: Array, background: Array) -> bool:
+def _without_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return a mask without its small pieces: dust, a hair, noise.
+
+    Pieces are told apart on a grid of cells of 4x4 pixels; those with less than 2 % of the pixels
+    of the largest go.
+    """
+    if min(mask.shape) < 64:
+        return mask
+    high, wide = (-(-side // 4) for side in mask.shape)
+    cells = np.pad(mask, ((0, 4 * high - mask.shape[0]), (0, 4 * wide - mask.shape[1])))
+    counts = cells.reshape(high, 4, wide, 4).sum((1, 3))
+    left = {(int(y), int(x)) for y, x in zip(*np.nonzero(counts), strict=True)}
+    pieces = []
+    while left:
+        ends, piece = [left.pop()], []
+        while ends:
+            y, x = ends.pop()
+            piece.append((y, x))
+            beside = {(y + down, x + right) for down in (-1, 0, 1) for right in (-1, 0, 1)} & left
+            left -= beside
+            ends += beside
+        pieces.append((sum(int(counts[cell]) for cell in piece), piece))
+    if len(pieces) < 2:
+        return mask
+    keep = np.zeros_like(counts, bool)
+    for pixels, piece in pieces:
+        if pixels >= 0.02 * max(pieces)[0]:
+            keep[tuple(zip(*piece, strict=True))] = True
+    kept: NDArray[np.bool_] = (
+        mask & keep.repeat(4, 0).repeat(4, 1)[: mask.shape[0], : mask.shape[1]]
+    )
+    return kept
+
+
+def _is_light(background: _Surface, above: Array) -> bool:
     """Return whether the background counts as light, so that the picture is to be negated.
 
     On white, always; on black, never; between, if the object is darker than its background.
     """
-    level = float(background[0] @ GREY)
+    level = float(background.colour @ GREY)
     if not 30 < level < 225:
         return level > 127
-    above = (colours - _surface(_places_like(places, colours), background)) @ GREY
-    return bool(above.mean() < 0)
-
-
-def _places_like(places: Array, colours: Array) -> Array:
-    if places.shape[:2] == colours.shape[:2]:
-        return places
-    size = (colours.shape[1], colours.shape[0])
-    return _places((0, 0, *size), size, size)
+    return bool((above @ GREY).mean() < 0)
 
 
 def _seen(
@@ -425,31 +475,27 @@ def _seen(
     """Return the pixels that a model sees, uint8 size or (*size, 3)."""
     left, top, right, bottom = found.box
     scale = min(size[1] / (right - left), size[0] / (bottom - top))
-    wide, high = (
-        min(max(1, round((right - left) * scale)), size[1]),
-        min(max(1, round((bottom - top) * scale)), size[0]),
-    )
+    wide = min(max(1, round((right - left) * scale)), size[1])
+    high = min(max(1, round((bottom - top) * scale)), size[0])
     # The authors left out rows and columns of thumbnails, whose pixels were means already.
-    part = picture.resize((wide, high), Image.Resampling.BOX, box=found.box)
-    if scale > 1:
-        part = picture.resize((wide, high), Image.Resampling.BICUBIC, box=found.box)
-    colours = np.asarray(part, np.float32)
-    surface = _surface(_places(found.box, part.size, picture.size), found.background)
+    how = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
+    colours = np.asarray(picture.resize((wide, high), how, box=found.box), np.float32)
+    surface = found.background.over(found.box, (wide, high), picture.size)
     where = _middle(size, (high, wide))
     if colour:
         canvas = np.empty((*size, 3), np.float32)
         canvas[:] = surface.mean((0, 1))
         canvas[where] = colours
-        return canvas.round().astype(np.uint8)
-    grey = (colours - surface) @ GREY
-    levels = np.maximum(-grey if found.is_light else grey, 0)
+        return np.clip(canvas, 0, 255).round().astype(np.uint8)
     off = np.linalg.norm(colours - surface, axis=-1)
-    if levels.max() < 0.2 * off.max():
+    there = off > max(3 * found.noise, 1)
+    grey = (colours - surface) @ GREY
+    levels = np.maximum(-grey if found.is_light else grey, 0) * there
+    if np.abs(grey)[there].sum() < 0.15 * off[there].sum():
         # An object of another colour that is as light as its background.
-        levels = off
-    levels = _sharpened(np.where(off < 3 * found.noise, 0, levels))
+        levels = off * there
     canvas = np.zeros(size, np.float32)
-    canvas[where] = levels
+    canvas[where] = _sharpened(levels)
     canvas *= 255 / max(float(canvas.max()), 1e-3)
     return canvas.round().astype(np.uint8)
 
@@ -475,8 +521,8 @@ def _sharpened(levels: Array) -> Array:
 
 
 def _described(background: Array) -> str:
-    """Return a background's colour in plain words and its grey level."""
-    colour = np.clip(background[0], 0, 255)
+    """Return a colour, (3,), in plain words and with its grey level."""
+    colour = np.clip(background, 0, 255)
     level = round(float(colour @ GREY))
     if np.ptp(colour) > 40:
         red, green, blue = colour
