@@ -114,18 +114,18 @@ def listening(host: str, port: int | None) -> socket.socket:
     """
     chosen = free_port(FIRST_PORT) if port is None else port
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, chosen, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
         # asyncio sends small answers at once (TCP_NODELAY) only where the protocol is named; others
         # wait 40 ms for the client's acknowledgement.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise UserError(
             f"--host: received {host}, which is no address of this machine ({error}); leave it "
             f"out for {HOST}"
         ) from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
+        listener.bind((address[0], chosen, *address[2:]))
         listener.listen(WAITING)
     except (OSError, OverflowError) as error:
         listener.close()
