@@ -5,20 +5,29 @@ import contextlib
 import http.client
 import io
 import json
+import os
 import re
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import uvicorn
+import yaml
+from doors import Process
 from PIL import Image
 
 from fmnist_lab.benchmark.serve import Request, asking, in_base64, malformed, picture
+from fmnist_lab.data import FASHION_MNIST
 from fmnist_lab.errors import UserError
 from fmnist_lab.runs import serve as door
+from fmnist_lab.runs.ui import free_port
 from fmnist_lab.serving.answers import BATCH, MOST_IMAGES, Answerer, Calibration, RefusedRequest
 from fmnist_lab.serving.app import MOST_BYTES, app
 
@@ -250,3 +259,96 @@ def test_an_address_that_other_machines_reach_is_warned_of(monkeypatch, capsys):
     assert out == ""
     assert err.startswith("--host 192.0.2.1 lets every machine that reaches this address ask")
     assert err.count("\n") == 1
+
+
+# The real server
+
+ROOT = Path(door.__file__).parents[2]
+PAGE = ROOT / "docs/serving.md"
+
+
+def curls() -> list[str]:
+    """The commands of the page that send an image."""
+    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    return [block for block in blocks if "curl " in block]
+
+
+def pasted(command: str, port: int) -> list[dict]:
+    """Run a command of the page in bash, for another port."""
+    command = command.replace(":5001/", f":{port}/")
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, check=True)
+    return json.loads(done.stdout)["predictions"]
+
+
+def wait_for(server, port: int) -> None:
+    end = time.monotonic() + 180
+    while True:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), 1).close()
+            return
+        assert server.running, server.err
+        assert time.monotonic() < end, "nothing listens after three minutes"
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def port_of(doors) -> Callable[..., int]:
+    """A function that starts `runs serve` and returns its port."""
+
+    def start(folder: Path, *words: str) -> int:
+        port = free_port(5100)
+        wait_for(doors.start("runs", folder, "serve", *words, f"--port={port}"), port)
+        return port
+
+    return start
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PAGE.exists(), reason="the tests do not run from a checkout")
+def test_the_commands_of_the_page_work_and_mlflows_server_gives_the_same_answers(
+    tracked, doors, port_of
+):
+    assert len(curls()) == 2
+    port = port_of(tracked.folder, tracked.run.info.run_name)
+    first, second = (pasted(command, port) for command in curls())
+    assert first == second
+    assert len(first) == 1
+    assert len(first[0]["top_k"]) == 3
+    assert list(first[0]["probabilities"]) == list(FASHION_MNIST.class_names)
+
+    port = free_port(5200)
+    words = re.search(r"^mlflow (models serve .*)$", PAGE.read_text(), re.M)[1]
+    words = words.replace("RUN_ID", tracked.run.info.run_id).replace("5001", str(port)).split()
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    code = "import runpy, sys; sys.argv[0] = 'mlflow'; runpy.run_module('mlflow', alter_sys=True)"
+    env = {"MLFLOW_TRACKING_URI": tracked.uri, "PATH": path}
+    server = Process(tracked.folder, "-c", code, *words, env=env)
+    doors.started.append(server)
+    wait_for(server, port)
+    assert pasted(curls()[0], port) == first
+    status, told = send(port, Request(asking("AAAA")))
+    assert status == 400
+    assert told["message"].startswith("image 0: cannot be read as an image")
+
+
+@pytest.mark.slow
+def test_a_model_of_an_earlier_version_is_served_from_its_folder(tracked, port_of, tmp_path):
+    (model,) = tracked.folder.glob("mlruns/fmnist_lab/models/*/artifacts")
+    earlier = shutil.copytree(model, tmp_path / "model", ignore=shutil.ignore_patterns("code"))
+    description = yaml.safe_load((earlier / "MLmodel").read_text())
+    flavor = description["flavors"]["python_function"]
+    del flavor["code"], flavor["data"], description["signature"]
+    flavor["loader_module"] = "mlflow.keras"
+    (earlier / "MLmodel").write_text(yaml.safe_dump(description))
+    port = port_of(tmp_path, "model")
+    file = (ROOT / "examples/shoe.png").read_bytes()
+    (answer,) = predictions(port, asking(in_base64(file)))
+    assert answer["label"] in FASHION_MNIST.class_names
+
+
+@pytest.mark.slow
+def test_a_run_without_a_model_is_refused(tracked, doors):
+    process = doors("runs", tracked.folder, "serve", "no such run")
+    assert "received 'no such run', which is no run in" in process.error
+    process = doors("runs", tracked.folder, "serve", "models:/nobody/1")
+    assert "the model 'models:/nobody/1' cannot be loaded" in process.error
