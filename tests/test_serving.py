@@ -204,6 +204,17 @@ def test_a_damaged_calibration_is_refused(tmp_path, text):
         Calibration.read(tmp_path)
 
 
+def test_a_model_that_fails_is_told_and_the_server_stays(image):
+    def diverged(images: np.ndarray) -> np.ndarray:
+        return brightness(images) * np.where(images.any(axis=(1, 2)), 1, np.nan)[:, None]
+
+    with served(Answerer(diverged, (28, 28), NAMES)) as port:
+        status, told = send(port, Request(asking(np.zeros((28, 28), int).tolist())))
+        assert (status, list(told)) == (500, ["error"])
+        assert "the model failed: its probabilities are no numbers" in told["error"]
+        assert predictions(port, asking(image.tolist()))
+
+
 def test_the_page_needs_nothing_else_and_a_name_does_not_end_its_script():
     with served(Answerer(brightness, (28, 28), NAMES), "</script><b>x") as port:
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port)) as line:

@@ -92,7 +92,9 @@ def load(store: tracking.Store, uri: str) -> Answerer:
     from fmnist_lab.models import saved
 
     def read(file: Path) -> tuple[keras.Model, Calibration | None]:
-        return saved.load(file), Calibration.read(file.parents[1])
+        folder = file.parent.parent
+        described = (folder / "MLmodel").is_file()
+        return saved.load(file), Calibration.read(folder) if described else None
 
     (model, calibration), names = tracking.load_model(uri, store, read)
     classes = int(model.output_shape[-1])

@@ -116,6 +116,7 @@ class Answerer:
 
         Raises:
             RefusedRequest: The instances are no such images, or the params others.
+            ArithmeticError: The model's probabilities are not finite.
         """
         top_k, show = _checked(params or {})
         if not isinstance(instances, Sequence | np.ndarray) or isinstance(instances, str | bytes):
@@ -131,6 +132,8 @@ class Answerer:
         rows = np.concatenate(
             [self.call(pixels[start:][:BATCH]) for start in range(0, len(pixels), BATCH)]
         )
+        if not np.isfinite(rows).all():
+            raise ArithmeticError("its probabilities are no numbers, as after a diverged training")
         if self.calibration:
             rows = self.calibration.scaled(rows)
         answers = [self._told(row, top_k) for row in rows]

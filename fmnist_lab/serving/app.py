@@ -62,7 +62,7 @@ def app(answerer: Answerer, title: str) -> Starlette:
             Route("/health", health),
             Route("/ping", health),
         ],
-        exception_handlers={HTTPException: _refuse, RefusedRequest: _refuse},
+        exception_handlers={HTTPException: _refuse, RefusedRequest: _refuse, Exception: _fail},
     )
 
 
@@ -78,6 +78,11 @@ async def _refuse(request: Request, error: Exception) -> Response:
     else:
         status, headers, reason = 400, {}, str(error)
     return JSONResponse({"error": reason}, status, headers)
+
+
+async def _fail(_: Request, error: Exception) -> Response:
+    """Return that the server is to blame; its traceback goes to the standard error output."""
+    return JSONResponse({"error": f"the model failed: {str(error)[:200]}"}, 500)
 
 
 async def _body(request: Request) -> bytes:
