@@ -252,7 +252,7 @@ def test_mlflow_takes_the_folder_of_a_model_for_its_own(store, new_run, journal,
     assert ask(inputs=files) == served.predict(x) == answers
     for wrong, told in (
         ({"instances": [[[0.5] * 4] * 4]}, "image 0: received values that are no pixels; "),
-        ({"instances": ["AAAA"]}, "image 0: cannot be read as an image "),
+        ({"instances": ["AAAA"]}, "image 0: it cannot be read as an image "),
         ({"instances": files, "params": {"top_k": 0}}, "top_k: received 0, "),
     ):
         with pytest.raises(MlflowException) as refused:

@@ -339,7 +339,7 @@ def test_the_commands_of_the_page_work_and_mlflows_server_gives_the_same_answers
     assert pasted(curls()[0], port) == first
     status, told = send(port, Request(asking("AAAA")))
     assert status == 400
-    assert told["message"].startswith("image 0: cannot be read as an image")
+    assert told["message"].startswith("image 0: it cannot be read as an image")
 
 
 @pytest.mark.slow
