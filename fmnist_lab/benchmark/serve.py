@@ -18,9 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 
@@ -173,7 +174,11 @@ def _plain() -> bytes:
 
 
 def serve(
-    *, requests: int = 1000, clients: int = 8, mlflow: bool = False, output: Path | None = None
+    *,
+    requests: int = 1000,
+    clients: int = 8,
+    mlflow: Annotated[bool, Parameter(negative="")] = False,
+    output: Path | None = None,
 ) -> None:
     """Time a served model on loopback, load it, and send it malformed requests.
 
