@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -57,7 +57,7 @@ def find(named: Sequence[str]) -> list[Path]:
                     f"{name}: received a folder without pictures, expected files that end in "
                     f"{', '.join(SUFFIXES)}"
                 )
-        elif path.exists() or not glob.has_magic(name):
+        elif path.exists() or not glob.has_magic(str(name)):
             found = [path]
         else:
             found = _matching(path)
@@ -66,6 +66,22 @@ def find(named: Sequence[str]) -> list[Path]:
         if not file.exists():
             raise UserError(f"{file}: there is no such file; expected an image file")
     return list(files)
+
+
+def check_readable(file: Path) -> None:
+    """Refuse a file that is no picture; what it shows is another question.
+
+    Raises:
+        UserError: It is missing or no image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            photographs.read(file)
+        except photographs.NoObject:
+            return
+        except photographs.UnreadablePhotograph as error:
+            raise UserError(f"{file}: {error}") from None
 
 
 def _matching(pattern: Path) -> list[Path]:
@@ -102,9 +118,22 @@ def read_image(file: Path, size: tuple[int, int] = (28, 28), *, colour: bool = F
 
 
 def batches(
-    files: Sequence[Path], size: tuple[int, int], *, colour: bool, most: int
+    files: Sequence[Path],
+    size: tuple[int, int],
+    *,
+    colour: bool,
+    most: int,
+    on_read: Callable[[], object],
 ) -> Iterator[list[Picture | UserError]]:
-    """Yield the pictures of files in lists of at most `most`, an error for a bad one."""
+    """Yield the pictures of files in lists of at most `most`, an error for a bad one.
+
+    Args:
+        files: The files.
+        size: Height and width of the model's images.
+        colour: Whether they are in colour.
+        most: The length of a list, at most.
+        on_read: Called after each file.
+    """
     rest = iter(files)
     while some := list(islice(rest, most)):
         batch: list[Picture | UserError] = []
@@ -113,4 +142,5 @@ def batches(
                 batch.append(read_image(file, size, colour=colour))
             except UserError as error:
                 batch.append(error)
+            on_read()
         yield batch

@@ -185,7 +185,7 @@ def predict(
         _check_words(top_k, as_json and as_csv)
         found, indexed = pictures.find(files), _test_images(index, data_dir)
         if len(found) == 1:
-            read_image(found[0])
+            pictures.check_readable(found[0])
         classifier = load(model, store=store)
         if index:
             _check_takes_test_images(classifier, index)
@@ -232,12 +232,11 @@ def _predict(
     unreadable: list[UserError] = []
     drawn: Drawn = []
     colour = channels == [3]
-    read = pictures.batches(files, (height, width), colour=colour, most=BATCH)
     with _progress(len(files)) as advance:
+        read = pictures.batches(files, (height, width), colour=colour, most=BATCH, on_read=advance)
         for batch in chain(read, [indexed] if indexed else []):
             unreadable += [each for each in batch if isinstance(each, UserError)]
             good = [each for each in batch if isinstance(each, Picture)]
-            advance(len(batch))
             if not good:
                 continue
             rows = classifier.predict([picture.pixels for picture in good])
@@ -249,14 +248,14 @@ def _predict(
 
 
 @contextmanager
-def _progress(files: int) -> Iterator[Callable[[int], None]]:
-    """Show how many files are done, on a terminal, if there are more than a batch."""
+def _progress(files: int) -> Iterator[Callable[[], None]]:
+    """Show how many files are read, on a terminal, if there are many."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.completed} of {task.total} pictures"), BarColumn())
-    quiet = files <= BATCH or not console.is_terminal
+    quiet = files < 20 or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
         task = progress.add_task("", total=files)
-        yield lambda done: progress.advance(task, done)
+        yield lambda: progress.advance(task)
 
 
 def _test_images(indices: Sequence[int], folder: str | None) -> list[Picture]:
