@@ -100,7 +100,7 @@ def test_a_malformed_request_is_refused_with_its_reason(port, image, kind):
     status, told = send(port, request)
     assert status == request.status
     assert list(told) == ["error"]
-    assert re.search("received|takes|there is no|expected", told["error"])
+    assert re.search("received|takes|there is no|expected|make it smaller", told["error"])
     assert "Traceback" not in told["error"]
     assert len(told["error"]) < 400
     assert predictions(port, asking(image.tolist()))

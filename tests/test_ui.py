@@ -312,7 +312,7 @@ def test_a_file_that_is_no_picture_is_told_and_the_next_one_shown(asked, browser
     (tmp_path / "words.txt").write_text("hello")
     browser.find_element("id", "file").send_keys(str(tmp_path / "words.txt"))
     said = asked()
-    assert said["said"].startswith("This file cannot be read as an image")
+    assert said["said"].startswith("It cannot be read as an image")
     assert said["verdict"] == ""
     browser.get_log("browser")  # It has the refusal as well.
     browser.find_element("id", "file").send_keys(str(shirt))
