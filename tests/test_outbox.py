@@ -1,9 +1,13 @@
 """From the journal into the store: once, in order, later if the store is away; and what heals."""
 
+import base64
 import http.server
+import io
+import json
 import shlex
 import shutil
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -156,9 +160,16 @@ def trained(backend, journal) -> TrainedModel:
     """A model whose file is in the journal, as a run leaves it."""
     import keras
 
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4), dtype="uint8"),
+            keras.layers.Flatten(),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.Dense(2, activation="softmax"),
+        ]
+    )
     model.save(journal.files / "model.keras")
-    ends = ("float32", (-1, 2)), ("float32", (-1, 2))
+    ends = ("uint8", (-1, 4, 4)), ("float32", (-1, 2))
     return TrainedModel("model.keras", ["a", "b"], None, *ends)
 
 
@@ -206,18 +217,53 @@ def test_mlflow_takes_the_folder_of_a_model_for_its_own(store, new_run, journal,
     import keras
     import mlflow.keras
     import mlflow.pyfunc
+    from mlflow.exceptions import MlflowException
+    from mlflow.pyfunc import scoring_server
+    from PIL import Image
 
     run_id = new_run()
     Outbox(store, journal, run_id).deliver([trained])
     uri = f"runs:/{run_id}/model"
-    x = np.ones((3, 2), np.float32)
+    x = np.random.default_rng(0).integers(0, 256, (3, 4, 4)).astype(np.uint8)
+    x[:, 0] = x[:, :, 0] = 0
     expected = keras.saving.load_model(journal.files / "model.keras").predict(x, verbose=0)
     np.testing.assert_array_equal(mlflow.keras.load_model(uri).predict(x, verbose=0), expected)
+    files = []
+    for pixels in x:
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        files.append(base64.b64encode(file.getvalue()).decode())
     served = mlflow.pyfunc.load_model(uri)
-    np.testing.assert_array_equal(served.predict(x), expected)
-    assert [each.shape for each in served.metadata.signature.inputs] == [(-1, 2)]
+
+    def ask(**request: object) -> list[dict]:
+        """Ask as a client of MLflow's server does."""
+        body = json.dumps(request)
+        told = scoring_server.invocations(body, "application/json", served, None)
+        assert told.status == 200
+        return json.loads(told.response)["predictions"]
+
+    answers = ask(instances=x.tolist())
+    said = [list(answer["probabilities"].values()) for answer in answers]
+    np.testing.assert_allclose(said, expected, rtol=1e-6)
+    assert [answer["label"] for answer in answers] == ["ab"[row.argmax()] for row in expected]
+    assert all(answer["abstained"] is None and len(answer["top_k"]) == 2 for answer in answers)
+    for same in (files, [{"b64": file} for file in files]):
+        assert ask(instances=same) == answers
+    assert ask(inputs=files) == served.predict(x) == answers
+    for wrong, told in (
+        ({"instances": [[[0.5] * 4] * 4]}, "image 0: received values that are no pixels; "),
+        ({"instances": ["AAAA"]}, "image 0: it cannot be read as an image "),
+        ({"instances": files, "params": {"top_k": 0}}, "top_k: received 0, "),
+    ):
+        with pytest.raises(MlflowException) as refused:
+            ask(**wrong)
+        # MLflow's server would repeat the input.
+        assert refused.value.message.startswith(told)
+        assert refused.value.get_http_status_code() == 400
+    assert "fmnist_lab" not in Path(sys.modules["fmnist_served.tracking.pyfunc"].__file__).parts
+    assert served.metadata.metadata["inputs"] == {"dtype": "uint8", "shape": [-1, 4, 4]}
     listed = Path(mlflow.pyfunc.get_model_dependencies(uri)).read_text().split()
-    libraries = ["mlflow", "tensorflow", "keras", "numpy"]
+    libraries = ["mlflow", "tensorflow", "keras", "numpy", "pillow"]
     assert [each.partition("==")[0] for each in listed] == libraries
     conda = Path(mlflow.pyfunc.get_model_dependencies(uri, format="conda")).read_text()
     assert "keras==" in conda

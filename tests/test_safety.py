@@ -120,6 +120,18 @@ def test_a_tampered_description_is_refused_and_its_code_does_not_run(folder, fla
     assert everything(Path()) == []
 
 
+def test_the_code_that_a_model_brings_for_mlflows_server_does_not_run_here(folder):
+    for name in ("fmnist_served/tracking/pyfunc.py", "fmnist_served/__init__.py", "keras.py"):
+        file = folder / "code" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(EVIL)
+    described(
+        folder, python_function={"loader_module": "fmnist_served.tracking.pyfunc", "code": "code"}
+    )
+    assert load(folder).input_shape == (None, 28, 28)
+    assert everything(Path()) == []
+
+
 @pytest.mark.parametrize(
     "text",
     [

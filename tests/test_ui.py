@@ -1,7 +1,9 @@
-"""What a person sees in MLflow's interface at the links that `runs ui` prints, in Chromium."""
+"""What a person sees in Chromium: MLflow's interface, the report, and a served model's page."""
 
+import base64
 import re
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -56,6 +58,8 @@ def browser():
     for argument in (
         *("headless=new", "no-sandbox", "disable-dev-shm-usage", "window-size=1920,1400"),
         *("no-first-run", "disable-background-networking"),
+        # A camera that films a moving figure, and is lent to every page.
+        *("use-fake-device-for-media-stream", "use-fake-ui-for-media-stream"),
         "host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
     ):
         options.add_argument(f"--{argument}")
@@ -189,3 +193,127 @@ def test_a_click_on_a_heading_of_the_report_sorts_by_its_column(page, browser):
     assert widths() == ["8", "32"]
     heading.click()
     assert widths() == ["32", "8"]
+
+
+@pytest.fixture(scope="module")
+def served(doors, folder):
+    """The address of the page of a served model."""
+    server = doors.start("runs", folder, "serve", "h32 s0")
+    end = time.monotonic() + 120
+    while "Ctrl-C" not in server.out:
+        assert server.running, server.err
+        assert time.monotonic() < end, "no address within two minutes"
+        time.sleep(0.2)
+    yield re.findall(r"^a page for photographs +(http://127\.0\.0\.1:\d+/)$", server.out, re.M)[0]
+    server.kill(signal.SIGTERM)
+    assert (server.code, server.err) == (143, "")
+
+
+@pytest.fixture
+def asked(served, browser):
+    """Open the page, and return a way to wait for an answer and to read it."""
+    browser.get_log("browser")
+    browser.get(served)
+
+    def answer(after: str = "") -> dict:
+        """Return what the page says, once its caption of the photograph is another."""
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        def text(name: str) -> str:
+            return browser.find_element("id", name).text
+
+        WebDriverWait(browser, 30).until(lambda _: text("said") or text("found") != after)
+        return {name: text(name) for name in ("said", "found", "how", "verdict", "confidences")}
+
+    return answer
+
+
+@pytest.fixture
+def shirt(tmp_path) -> Path:
+    """A photograph on its side, which only its EXIF data put upright."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (300, 400), (236, 232, 226))
+    ImageDraw.Draw(image).polygon(
+        [(100, 60), (200, 60), (260, 130), (210, 160), (210, 340), (90, 340), (90, 160), (40, 130)],
+        fill=(30, 60, 140),
+    )
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "shirt.jpg", exif=exif)
+    return tmp_path / "shirt.jpg"
+
+
+def check_picture(browser, said: dict) -> None:
+    """Check that a photograph, its box and what the model sees of it are shown."""
+    from fmnist_lab import data
+
+    assert said["said"] == ""
+    assert said["verdict"] in data.FASHION_MNIST.class_names
+    assert said["confidences"].startswith(said["verdict"])
+    assert said["confidences"].count("%") == 10
+    drawn = browser.execute_script(
+        "const c = document.getElementById('seen');"
+        "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        "return [c.width, c.height, Math.max(...d.filter((_, place) => place % 4 === 0))]"
+    )
+    assert drawn == [28, 28, 255]
+    picture, box = (browser.find_element("id", name).rect for name in ("photograph", "box"))
+    assert picture["width"] > 100
+    assert picture["x"] <= box["x"] + 3
+    assert box["x"] + box["width"] <= picture["x"] + picture["width"] + 3
+    assert not [line for line in browser.get_log("browser") if line["level"] == "SEVERE"]
+
+
+def test_a_chosen_photograph_is_shown_as_the_model_sees_it(asked, browser, shirt):
+    browser.find_element("id", "file").send_keys(str(shirt))
+    said = asked()
+    check_picture(browser, said)
+    assert said["found"].startswith("300×400 pixels, background pale grey")  # noqa: RUF001
+    assert "light and dark exchanged" in said["how"]
+    picture, box = (browser.find_element("id", name).rect for name in ("photograph", "box"))
+    scale = picture["width"] / 300
+    assert picture["height"] == pytest.approx(400 * scale, abs=2)
+    edges = (box["x"] - picture["x"], box["y"] - picture["y"], box["width"], box["height"])
+    assert edges == pytest.approx([40 * scale, 60 * scale, 220 * scale, 280 * scale], abs=6)
+    assert not browser.execute_script(
+        "return performance.getEntriesByType('resource')"
+        ".filter(each => !each.name.startsWith(location.origin)).length"
+    )
+
+
+def test_a_photograph_is_dropped_on_the_page(asked, browser, shirt):
+    content = base64.b64encode(shirt.read_bytes()).decode()
+    browser.execute_script(
+        "const bytes = Uint8Array.from(atob(arguments[0]), letter => letter.charCodeAt(0));"
+        "const transfer = new DataTransfer();"
+        "transfer.items.add(new File([bytes], 'shirt.jpg', { type: 'image/jpeg' }));"
+        "for (const kind of ['dragenter', 'dragover', 'drop'])"
+        "  document.getElementById('drop').dispatchEvent(new DragEvent(kind,"
+        "    { dataTransfer: transfer, bubbles: true, cancelable: true }));",
+        content,
+    )
+    check_picture(browser, asked())
+
+
+def test_a_picture_is_taken_with_the_camera(asked, browser):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.find_element("id", "camera").click()
+    video = browser.find_element("id", "video")
+    WebDriverWait(browser, 30).until(lambda _: int(video.get_property("videoWidth")) > 0)
+    browser.find_element("id", "shoot").click()
+    check_picture(browser, asked())
+    browser.find_element("id", "stop").click()
+    assert not video.is_displayed()
+
+
+def test_a_file_that_is_no_picture_is_told_and_the_next_one_shown(asked, browser, shirt, tmp_path):
+    (tmp_path / "words.txt").write_text("hello")
+    browser.find_element("id", "file").send_keys(str(tmp_path / "words.txt"))
+    said = asked()
+    assert said["said"].startswith("It cannot be read as an image")
+    assert said["verdict"] == ""
+    browser.get_log("browser")  # It has the refusal as well.
+    browser.find_element("id", "file").send_keys(str(shirt))
+    check_picture(browser, {**asked(), "said": ""})

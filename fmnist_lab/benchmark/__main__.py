@@ -9,6 +9,7 @@ from fmnist_lab.benchmark.jobs import job
 from fmnist_lab.benchmark.memory import memory
 from fmnist_lab.benchmark.outage import outage
 from fmnist_lab.benchmark.photographs import photograph_accuracy
+from fmnist_lab.benchmark.serve import serve
 from fmnist_lab.benchmark.store import store, store_client
 from fmnist_lab.benchmark.sweep import sweep
 from fmnist_lab.errors import reported
@@ -20,7 +21,7 @@ app = App(
     version_flags=(),
 )
 app.default(epochs)
-for measurement in (epochs, job, sweep, memory, store, outage, audit):
+for measurement in (epochs, job, sweep, memory, store, outage, audit, serve):
     app.command(measurement)
 app.command(photograph_accuracy, name="photographs")
 # Processes that the measurements start.

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import keras
+import numpy as np
 
 # A file may name our own layer, which Keras knows only once it is defined.
 from fmnist_lab.models import flip_average  # noqa: F401
@@ -26,6 +28,29 @@ def load(file: Path) -> keras.Model:
     """
     check(file)
     return keras.saving.load_model(file, safe_mode=True)
+
+
+def compiled(model: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a model as one compiled function of TensorFlow, for answers to single images.
+
+    Keras' `predict` sets up a loop over batches, which takes many times as long as an image.
+
+    Args:
+        model: From uint8 images to probabilities.
+
+    Returns:
+        A function from uint8 images, shape (n, ...), to probabilities, float32 (n, classes).
+    """
+    import tensorflow as tf
+
+    (image,) = model.inputs
+    call = tf.function(
+        lambda images: model(images, training=False),
+        input_signature=[tf.TensorSpec((None, *image.shape[1:]), image.dtype)],
+        autograph=False,
+    )
+    call(np.zeros((1, *image.shape[1:]), image.dtype))
+    return lambda images: call(images).numpy()
 
 
 def check(path: Path) -> None:

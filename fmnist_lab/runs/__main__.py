@@ -14,6 +14,7 @@ from fmnist_lab.runs.promote import promote
 from fmnist_lab.runs.removal import delete, move, restore
 from fmnist_lab.runs.report import report
 from fmnist_lab.runs.reproduce import reproduce
+from fmnist_lab.runs.serve import serve
 from fmnist_lab.runs.sync import sync
 from fmnist_lab.runs.ui import ui
 from fmnist_lab.runs.variance import variance
@@ -43,6 +44,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "heal": (heal, ""),
     "sync": (sync, ""),
     "ui": (ui, " [SWEEP|RUN]"),
+    "serve": (serve, " RUN|MODEL"),
 }
 for verb, (function, words) in VERBS.items():
     app.command(function, name=verb, usage=f"Usage: {NAME} {verb}{words} [OPTIONS]")

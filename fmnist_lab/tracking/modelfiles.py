@@ -7,6 +7,7 @@ journal holds, so that no process needs Keras to deliver a model.
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -26,7 +27,15 @@ from fmnist_lab.tracking.store import Store
 
 M = TypeVar("M")
 
-REQUIRED = ("mlflow", "tensorflow", "keras", "numpy")
+REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pillow")
+# The modules whose copies MLflow runs to serve a model. They are a package of another name, so that
+# they never stand in the way of an installed fmnist_lab.
+SHIPPED = (
+    *("photographs", "serving.answers", "models.io", "models.flip_average", "models.saved"),
+    "tracking.pyfunc",
+)
+OURS, THEIRS = "fmnist_lab", "fmnist_served"
+LOADERS = ("mlflow.keras", f"{THEIRS}.tracking.pyfunc")
 
 
 def log(client: Any, store: Store, run_id: str, event: TrainedModel, files: Path) -> None:
@@ -73,7 +82,7 @@ def log(client: Any, store: Store, run_id: str, event: TrainedModel, files: Path
 
 
 def write(folder: Path, file: Path, event: TrainedModel, description: Any) -> None:
-    """Write a model's folder as `mlflow.keras.save_model` does.
+    """Write a model's folder as `mlflow.keras.save_model` does, with code of ours that serves it.
 
     Args:
         folder: An empty folder.
@@ -82,10 +91,11 @@ def write(folder: Path, file: Path, event: TrainedModel, description: Any) -> No
         description: MLflow's `Model`, to be completed.
     """
     import mlflow.pyfunc
-    import numpy as np
     import yaml
     from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.types import DataType, ParamSchema, ParamSpec
+
+    from fmnist_lab.serving.answers import PARAMS
 
     data = folder / "data"
     data.mkdir()
@@ -106,14 +116,15 @@ def write(folder: Path, file: Path, event: TrainedModel, description: Any) -> No
     for name, content in (("conda.yaml", conda), ("python_env.yaml", virtualenv)):
         (folder / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     (folder / "requirements.txt").write_text("\n".join(requirements), encoding="utf-8")
-    if event.inputs and event.outputs:
-        description.signature = ModelSignature(
-            *(
-                Schema([TensorSpec(np.dtype(dtype), tuple(shape))])
-                for dtype, shape in (event.inputs, event.outputs)
-            )
-        )
-    description.metadata = {"class_names": list(event.class_names)}
+    # With a signature of inputs, MLflow would take arrays or files, but not both.
+    types = {bool: DataType.boolean, int: DataType.long}
+    params = [ParamSpec(name, types[type(value)], value) for name, value in PARAMS.items()]
+    description.signature = ModelSignature(params=ParamSchema(params))
+    ends = {"inputs": event.inputs, "outputs": event.outputs}
+    description.metadata = {
+        "class_names": list(event.class_names),
+        **{end: {"dtype": each[0], "shape": list(each[1])} for end, each in ends.items() if each},
+    }
     description.add_flavor(
         "keras",
         data="data",
@@ -121,14 +132,28 @@ def write(folder: Path, file: Path, event: TrainedModel, description: Any) -> No
         keras_backend="tensorflow",
         save_exported_model=False,
     )
+    _ship(folder / "code")
     mlflow.pyfunc.add_to_model(
         description,
-        loader_module="mlflow.keras",
+        loader_module=LOADERS[1],
+        data="data",
+        code="code",
         conda_env="conda.yaml",
         python_env="python_env.yaml",
     )
     description.model_size_bytes = sum(each.stat().st_size for each in data.iterdir())
     description.save(str(folder / "MLmodel"))
+
+
+def _ship(folder: Path) -> None:
+    """Copy the modules that serve a model into a folder, as a package of its own."""
+    package = Path(__file__).parents[1]
+    for module in SHIPPED:
+        source = package.joinpath(*module.split(".")).with_suffix(".py")
+        copy = folder / THEIRS / source.relative_to(package)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        text = re.sub(rf"^from {OURS}\b", f"from {THEIRS}", source.read_text("utf-8"), flags=re.M)
+        copy.write_text(text, encoding="utf-8")
 
 
 def is_there(client: Any, run_id: str) -> bool:
@@ -227,10 +252,12 @@ def _keras_file(flavors: Mapping[str, Any]) -> PurePath:
     if not isinstance(ours, Mapping):
         raise ValueError(f"its MLmodel describes {', '.join(map(str, flavors)) or 'nothing'}")
     loader = flavors.get("python_function", {}).get("loader_module", "mlflow.keras")
-    if loader != "mlflow.keras":
+    if loader not in LOADERS:
         raise ValueError(f"its MLmodel has the module {loader} load it, which could do anything")
     for name, flavor in flavors.items():
-        if flavor.get("code"):
+        # Our own code is there for MLflow's server; here, none of it runs.
+        shipped = name == "python_function" and loader == LOADERS[1]
+        if flavor.get("code") and not shipped:
             raise ValueError(f"its MLmodel brings code along, {name}.code={flavor['code']}")
     if ours.get("save_exported_model"):
         raise ValueError("its MLmodel asks for an exported graph, which has no safe mode")

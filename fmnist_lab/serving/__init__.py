@@ -1,0 +1,1 @@
+"""A model behind HTTP: its answers to requests, the server, and the page for photographs."""
