@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import re
 import socket
 import sys
 import webbrowser
@@ -27,9 +26,10 @@ PATIENCE_SECONDS = 3  # For answers that are on their way when the server is to 
 
 
 def serve(
-    run: str,
+    model: str | None = None,
     /,
     *,
+    best: str | None = None,
     store: str | None = None,
     host: str = HOST,
     port: int | None = None,
@@ -41,8 +41,10 @@ def serve(
     a list of rows of pixels, or an image file in base64.
 
     Args:
-        run: A run: its id, the beginning of its id, or its name; or a model: runs:/RUN_ID,
-            models:/NAME/VERSION, models:/NAME@ALIAS or a folder.
+        model: A run: its id, the beginning of its id, or its name; or models:/NAME@ALIAS,
+            models:/NAME/VERSION, a folder or a .keras file; left out, the newest finished run's.
+        best: A metric, such as accuracy/validation: the model of the finished run that is best by
+            it, of a sweep if the first word names one.
         store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
         host: The address to listen on; others than 127.0.0.1 let other machines in.
         port: The port to listen on; left out, 5001 or the next free port.
@@ -51,27 +53,15 @@ def serve(
     with reported():
         place = tracking.Store.locate(store, for_writing=False)
         # What is wrong with the words is told before TensorFlow has started.
-        title, uri = named(place, run)
+        chosen = tracking.choose_model(place, model, best=best)
+        for remark in chosen.remarks:
+            print(remark, file=sys.stderr)
+        title = chosen.uri
+        if chosen.run_id:
+            title = f"run '{tracking.look_up(place, chosen.run_id).name}'"
         with listening(host, port) as listener:
-            answerer = load(place, uri)
+            answerer = load(place, chosen.uri)
             _serve(answerer, title, listener, open_browser)
-
-
-def named(store: tracking.Store, word: str) -> tuple[str, str]:
-    """Return the name and the URI of the model that a word means.
-
-    Args:
-        store: Where to look.
-        word: As for `serve`.
-
-    Raises:
-        UserError: There is no such run.
-    """
-    if word.startswith(("runs:", "models:")) or Path(word, "MLmodel").is_file():
-        bare = re.fullmatch("runs:/+[^/]+/*", word)
-        return word, word.rstrip("/") + "/model" if bare else word
-    found = tracking.look_up(store, word)
-    return f"run '{found.name}'", f"runs:/{found.run_id}/model"
 
 
 def load(store: tracking.Store, uri: str) -> Answerer:
@@ -81,7 +71,7 @@ def load(store: tracking.Store, uri: str) -> Answerer:
 
     Args:
         store: The store that runs:/ and models:/ refer to.
-        uri: runs:/RUN_ID/model, models:/NAME/VERSION or a folder.
+        uri: runs:/RUN_ID/model, models:/NAME/VERSION, a folder or a .keras file.
 
     Raises:
         UserError: There is no such model, or it is no Keras model.
