@@ -283,9 +283,9 @@ def energy(logits: NDArray[Any]) -> NDArray[np.float64]:
     return found
 
 
-def of_logits(logits: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the probabilities (n, classes) of logits (n, classes)."""
-    return _softmax(logits.astype(np.float64)).astype(np.float32)
+def of_logits(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the probabilities (n, classes) of logits, which float32 would round to 1."""
+    return _softmax(logits.astype(np.float64))
 
 
 def _logs(probabilities: NDArray[Any]) -> NDArray[np.float64]:

@@ -8,7 +8,12 @@ from fmnist_lab.figures.images import (
     prediction_grid,
     single_prediction,
 )
-from fmnist_lab.figures.quality import confusion_matrix, reliability_diagram
+from fmnist_lab.figures.quality import (
+    confusion_matrix,
+    reliability_diagram,
+    reliability_diagrams,
+    risk_coverage,
+)
 
 __all__ = [
     "confident_mistakes",
@@ -19,6 +24,8 @@ __all__ = [
     "mislabelled",
     "prediction_grid",
     "reliability_diagram",
+    "reliability_diagrams",
+    "risk_coverage",
     "single_prediction",
     "speed",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from cyclopts import App, Parameter
 
 from fmnist_lab.runs.compare import compare
+from fmnist_lab.runs.confidence import confidence
 from fmnist_lab.runs.heal import heal
 from fmnist_lab.runs.list import list_runs
 from fmnist_lab.runs.power import power
@@ -27,6 +28,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "list": (list_runs, ""),
     "report": (report, " [SWEEP…]"),
     "compare": (compare, " A B"),
+    "confidence": (confidence, " [RUN…]"),
     "power": (power, " A [B]"),
     "variance": (variance, " [SWEEP…]"),
     "reproduce": (reproduce, " RUN"),

@@ -220,28 +220,36 @@ def load_model(
     return model, tuple(map(line, names)) if isinstance(names, list) and names else None
 
 
-def read_calibration(uri: str, store: Store) -> Scaling | None:
-    """Return the temperature and the threshold that are kept with a model.
+def read_calibration(uri: str, store: Store) -> tuple[Scaling | None, str]:
+    """Return the temperature and the threshold that are kept with a model, and the model's run.
 
     Args:
         uri: As for `load_model`.
         store: The store that the URI refers to.
 
     Returns:
-        Both; None if the model has none, as one that was trained without held-out images.
+        Both, or None if the model has none, as one that was trained without held-out images; and
+        the id of the run that made it, "" if its description names none.
 
     Raises:
         UserError: The model is not there, or its file is damaged.
     """
+    import yaml
+
     use(store)
     with tempfile.TemporaryDirectory() as place:
         try:
-            file = download(uri, place) / CALIBRATION
+            folder = download(uri, place)
+            if not folder.is_dir():
+                return None, ""
+            bounds.check_yaml(text := (folder / "MLmodel").read_bytes())
+            run_id = str((yaml.safe_load(text) or {}).get("run_id") or "")
+            file = folder / CALIBRATION
             if not file.is_file():
-                return None
+                return None, run_id
             if file.stat().st_size > bounds.MOST_TEXT:
                 raise ValueError(f"it has {file.stat().st_size:,} bytes")
-            return scaling_of(json.loads(file.read_text(encoding="utf-8")))
+            return scaling_of(json.loads(file.read_text(encoding="utf-8"))), run_id
         except Exception as error:
             if kind(error) in (Kind.AWAY, Kind.DISK):
                 raise refused(store, error) from error
