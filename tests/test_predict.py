@@ -1,5 +1,7 @@
 """`fmnist_lab.predict`, as a command line in this process and from Python."""
 
+import csv
+import io
 import json
 import sys
 from pathlib import Path
@@ -161,10 +163,78 @@ def test_an_index_out_of_range(refuse, index):
     assert "from 0 to 9999" in said
 
 
-def test_a_picture_of_another_size(refuse, tmp_path):
+@pytest.fixture
+def folder(tmp_path, pixels):
+    """Test images 0 to 2, enlarged, as JPEG files on white."""
+    from PIL import Image
+
+    (tmp_path / "clothes").mkdir()
+    for index in range(3):
+        image = Image.fromarray(255 - pixels.test_images[index])
+        image.resize((280, 280)).save(tmp_path / "clothes" / f"{index}.jpg")
+    return tmp_path / "clothes"
+
+
+def test_photographs_are_found_converted_and_told(answer, ask, folder, tracked, pixels):
+    files = [str(file) for file in sorted(folder.iterdir())]
+    said = answer(str(folder))
+    assert [each["image"] for each in said] == files
+    assert answer(str(folder / "*.jpg"), files[2]) == said == answer(*files)
+    guesses = tracked.predictions["probabilities"][:3].argmax(axis=1)
+    agreed = [each["predictions"][0]["label"] for each in said]
+    assert agreed == [pixels.class_names[guess] for guess in guesses]
+    for each in said:
+        assert (each["converted"], each["negated"], each["size"]) == (True, True, [280, 280])
+        assert each["background"] == "white (255)"
+    assert "(on white (255), negated)" in ask(files[0])[1]
+
+
+def test_an_unreadable_picture_among_many_is_told_and_the_others_are_predicted(ask, folder):
+    (folder / "1.jpg").write_bytes((folder / "1.jpg").read_bytes()[:300])
+    code, out, err = ask("--csv", "--top-k", "2", str(folder))
+    assert code == 1
+    assert f"{folder / '1.jpg'}: it cannot be read as an image" in one_line(err)
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [row["image"] for row in rows] == [str(folder / "0.jpg"), str(folder / "2.jpg")]
+    assert all(float(row["confidence"]) >= float(row["confidence_2"]) for row in rows)
+    code, out, _ = ask("--json", str(folder))
+    assert (code, len(json.loads(out)["unreadable"])) == (1, 1)
+
+
+def test_nothing_but_unreadable_pictures(ask, folder):
+    for file in folder.iterdir():
+        file.write_bytes(b"no picture")
+    code, out, err = ask(str(folder))
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 3
+
+
+def test_batches_answer_as_one(answer, folder, monkeypatch):
+    whole = answer(str(folder), "--index", "3")
+    monkeypatch.setattr(predict, "BATCH", 2)
+    for one, other in zip(answer(str(folder), "--index", "3"), whole, strict=True):
+        for guess, same in zip(one["predictions"], other["predictions"], strict=True):
+            assert guess["label"] == same["label"]
+            assert guess["confidence"] == pytest.approx(same["confidence"], rel=1e-5)
+
+
+def test_photographs_are_drawn_with_test_images(ask, folder, tmp_path):
+    from PIL import Image
+
+    file = tmp_path / "p.png"
+    code, _, err = ask(str(folder), "--index", "0", "--plot", str(file))
+    assert (code, err) == (0, "")
+    assert (np.asarray(Image.open(file).convert("RGB")) == (204, 51, 17)).all(-1).sum() > 100
+
+
+def test_a_pattern_or_a_folder_without_pictures(refuse, tmp_path):
+    assert "a pattern that no file matches" in refuse(str(tmp_path / "*.png"))
+    assert "a folder without pictures" in refuse(str(tmp_path))
+
+
+def test_a_picture_without_an_object(refuse, tmp_path):
     file = image_file(tmp_path / "a.png", np.zeros((30, 32), np.uint8))
-    said = refuse(file)
-    assert f"{file}: received 32x30 pixels, expected 28x28" in said
+    assert f"{file}: the picture shows one colour and no object" in refuse(file)
 
 
 def test_a_file_that_is_no_picture(refuse, tmp_path):
@@ -180,10 +250,6 @@ def test_a_picture_that_breaks_off(refuse, tmp_path, pixels):
 
 def test_a_picture_that_is_not_there(refuse, tmp_path):
     assert "no such file" in refuse(str(tmp_path / "a.png"))
-
-
-def test_a_folder_instead_of_a_picture(refuse, tmp_path):
-    assert str(tmp_path) in refuse(str(tmp_path))
 
 
 @pytest.mark.parametrize("uri", ["runs:/" + "0" * 32, "models:/nobody/1", "/nowhere", "nonsense"])

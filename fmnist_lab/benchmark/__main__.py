@@ -8,6 +8,7 @@ from fmnist_lab.benchmark.epochs import contender, epochs
 from fmnist_lab.benchmark.jobs import job
 from fmnist_lab.benchmark.memory import memory
 from fmnist_lab.benchmark.outage import outage
+from fmnist_lab.benchmark.photographs import photograph_accuracy
 from fmnist_lab.benchmark.store import store, store_client
 from fmnist_lab.benchmark.sweep import sweep
 from fmnist_lab.errors import reported
@@ -21,6 +22,7 @@ app = App(
 app.default(epochs)
 for measurement in (epochs, job, sweep, memory, store, outage, audit):
     app.command(measurement)
+app.command(photograph_accuracy, name="photographs")
 # Processes that the measurements start.
 for part in (contender, tutorial, logged_fit, store_client):
     app.command(part, show=False)

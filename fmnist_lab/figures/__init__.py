@@ -8,6 +8,7 @@ from fmnist_lab.figures.images import (
     prediction_grid,
     single_prediction,
 )
+from fmnist_lab.figures.photographs import Shown, photograph_predictions
 from fmnist_lab.figures.quality import (
     confusion_matrix,
     reliability_diagram,
@@ -16,12 +17,14 @@ from fmnist_lab.figures.quality import (
 )
 
 __all__ = [
+    "Shown",
     "confident_mistakes",
     "confusion_matrix",
     "first_image",
     "image_grid",
     "learning_curves",
     "mislabelled",
+    "photograph_predictions",
     "prediction_grid",
     "reliability_diagram",
     "reliability_diagrams",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from math import nan
+from dataclasses import asdict, dataclass
+from math import isnan, nan
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,7 +62,9 @@ def measure(
 
         - `calibration/temperature`; `calibration/ece`, `/ece_scaled` with `_low` and `_high` (95 %
           bootstrap intervals), and for either the `floor`, `floor_high` (the mean and the 97.5 %
-          quantile of the error of a perfectly calibrated model of the same confidences);
+          quantile of the error of a perfectly calibrated model of the same confidences); and
+          `temperature_cross_entropy`, `ece_cross_entropy`, of the temperature that is the best by
+          the cross-entropy rather than by the Brier score;
         - `conformal/coverage`, `_low`, `_high` (mean, least and most of 20 splits of the test
           images) and `conformal/size`; the same with `aps` for adaptive sets;
         - `abstaining/coverage`, `abstaining/accuracy`, `accuracy/test`;
@@ -84,14 +86,17 @@ def measure(
     build.check_model(model, dataset, f"runs:/{run_id}/model")
     seen = _Seen(model)
     test, labels = seen.probabilities(dataset.test_images), dataset.test_labels
-    scaling = None
+    scaling, usual = None, nan
     if len(dataset.validation_images):
         held_out = seen.probabilities(dataset.validation_images)
         scaling = confidence.fit(held_out, dataset.validation_labels, coverage)
+        usual = confidence.fit_temperature(held_out, dataset.validation_labels, "cross_entropy")
     scaled = test if scaling is None else confidence.scaled(test, scaling.temperature)
     figures = {
         "accuracy/test": evaluation.accuracy(test, labels),
         **_calibration(test, scaled, labels, scaling),
+        "calibration/temperature_cross_entropy": usual,
+        "calibration/ece_cross_entropy": _error(test, labels, usual),
         **_sets(test, labels, coverage),
         **_abstaining(scaled, labels, scaling),
         **_others(seen, dataset),
@@ -119,6 +124,20 @@ class Abstention:
     answered: float = nan
     accuracy: float = nan
     accuracy_of_all: float = nan
+
+    def calibrated(self, probabilities: np.ndarray) -> np.ndarray:
+        """Return the calibrated probabilities (n, classes) of the model's own."""
+        return confidence.scaled(probabilities, self.scaling.temperature)
+
+    def abstains(self, calibrated: np.ndarray) -> bool:
+        """Return whether the model abstains from an image, by its calibrated ones (classes,)."""
+        return not float(calibrated.max()) >= self.scaling.threshold
+
+    def facts(self) -> dict[str, float | None]:
+        """Return all of it by name, None for what is not known."""
+        known = asdict(self)
+        found = {**known.pop("scaling"), **known}
+        return {name: None if isnan(value) else value for name, value in found.items()}
 
     def sentence(self) -> str:
         """Say it in plain words."""
@@ -227,6 +246,13 @@ def _calibration(
             f"calibration/floor{suffix}_high": floor.high,
         }
     return figures
+
+
+def _error(test: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    """Return the calibration error with a temperature; nan if that is."""
+    if isnan(temperature):
+        return nan
+    return evaluation.calibration(confidence.scaled(test, temperature), labels).ece
 
 
 def _sets(test: np.ndarray, labels: np.ndarray, coverage: float) -> dict[str, float]:
