@@ -16,6 +16,7 @@ from fmnist_lab.data import others
 from fmnist_lab.errors import UserError
 from fmnist_lab.evaluation import confidence, metrics
 from fmnist_lab.jobs.confidence import abstention
+from fmnist_lab.predict import app as predict_app
 from fmnist_lab.runs import reproduce
 from fmnist_lab.runs.__main__ import app
 from fmnist_lab.tracking.modelfiles import scaling_of
@@ -107,6 +108,33 @@ def test_abstaining_buys_accuracy(made, tmp_path):
     (tmp_path / "model" / "calibration.json").write_text('{"temperature": 0}')
     with pytest.raises(UserError, match=r"calibration\.json of the model .* cannot be read"):
         abstention(elsewhere, str(tmp_path / "model"))
+
+
+def predict(made, *words) -> int:
+    with pytest.raises(SystemExit) as ended:
+        predict_app([*words, "--model", made.model, "--store", made.uri])
+    return ended.value.code or 0
+
+
+def test_predict_abstains_by_calibrated_confidences(made, capsys):
+    own, _ = tracking.read_predictions(made.store, made.run.info.run_id)
+    rule = abstention(made.store, made.model, 0.6)
+    assert predict(made, "--index", *map(str, range(20)), "--abstain", "0.6", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["abstaining"]["answered"] == 0.6
+    assert told["abstaining"]["accuracy"] == rule.accuracy
+    sure = rule.calibrated(own[:20]).max(axis=1)
+    assert [each["predictions"][0]["confidence"] for each in told["predictions"]] == pytest.approx(
+        sure, abs=1e-6
+    )
+    abstained = [each["abstained"] for each in told["predictions"]]
+    assert abstained == (sure < rule.scaling.threshold).tolist()
+    assert {True, False} == set(abstained)
+    assert predict(made, "--index", "0", "--abstain") == 0
+    kept = abstention(made.store, made.model).sentence()
+    assert capsys.readouterr().out.splitlines()[-1] == kept
+    assert predict(made, "--index", "0", "--abstain", "1.5") == 2
+    assert "--abstain: received 1.5, expected the share" in capsys.readouterr().err
 
 
 GOOD = {"temperature": 1.5, "threshold": 0.4, "coverage": 0.9, "images": 10}
