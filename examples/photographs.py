@@ -210,7 +210,7 @@ PICTURES = (
 
 def draw(picture: Picture) -> Image.Image:
     """Return a picture as it is to be seen, RGBA where its background is transparent."""
-    size = picture.size[::-1] if set(picture.more) & {"EXIF 6", "EXIF 8"} else picture.size
+    size = upright_size(picture)
     canvas = ground(picture.ground, size)
     mask, dark = object_masks(picture, size)
     if "shadow" in picture.more:
@@ -237,6 +237,12 @@ def draw(picture: Picture) -> Image.Image:
             at = (int(x * size[0]), int(y * size[1]))
             pen.rectangle((*at, at[0] + 3, at[1] + 3), fill=(90, 90, 90))
     return canvas
+
+
+def upright_size(picture: Picture) -> tuple[int, int]:
+    """Return a picture's width and height as it is to be seen."""
+    turned = {"EXIF 6", "EXIF 8"} & set(picture.more)
+    return (picture.size[1], picture.size[0]) if turned else picture.size
 
 
 def ground(kind: Any, size: tuple[int, int]) -> Image.Image:

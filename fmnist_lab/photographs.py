@@ -13,6 +13,7 @@ The file is shipped inside logged models: it imports NumPy and Pillow alone.
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,16 +36,8 @@ FORMATS = (
     *("PSD", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
-# EXIF's orientations, 2 to 8, and what puts such a picture upright.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# What puts a picture of EXIF's orientations 2 to 8 upright.
+UPRIGHT = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))
 GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's mode L.
 # What the authors trimmed: 5 % of the diagonal of the RGB cube.
 PUBLISHED_CLOSENESS = 0.05 * 255 * 3**0.5
@@ -52,6 +45,10 @@ PUBLISHED_CLOSENESS = 0.05 * 255 * 3**0.5
 
 class UnreadablePhotograph(ValueError):
     """A file that is no picture, or a picture without an object; its message is one sentence."""
+
+
+class NoObject(UnreadablePhotograph):
+    """A picture that shows one colour, or nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +101,12 @@ def read(
             alpha = None
         picture = _on_one_colour(picture, alpha)
     found = _find(picture, alpha)
+    if original == (size[1], size[0]) and _longest(found.box) > 0.9 * max(size):
+        # A negative of the data set's own images: as large as they are, and sharp already.
+        found = found._replace(box=(0, 0, *original))
     pixels = _seen(picture, found, size, colour)
     scale = (original[0] / picture.width, original[1] / picture.height)
     left, top, right, bottom = (round(edge * scale[at % 2]) for at, edge in enumerate(found.box))
-    small = picture.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
     return Photograph(
         pixels,
         (left, top, max(right, left + 1), max(bottom, top + 1)),
@@ -116,110 +114,74 @@ def read(
         found.is_light and not colour,
         True,
         original,
-        np.asarray(small),
+        np.asarray(_shrunk(picture, THUMBNAIL)),
     )
 
 
 def _open(source: str | Path | bytes | BinaryIO) -> tuple[Image.Image, tuple[int, int]]:
     """Return a file's first picture, upright, RGB or RGBA, perhaps smaller, and its full size."""
-    stream = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
+        if isinstance(source, str | Path):
+            with Path(source).open("rb") as file:
+                return _open(file)
+        stream = io.BytesIO(source) if isinstance(source, bytes) else source
+        start = stream.read(12)
+        stream.seek(0)
         with Image.open(stream, formats=_formats()) as image:
             full = image.size
-            if not image.info.get("progressive"):
+            if not image.info.get("progressive"):  # Else all of it is decoded first, anyway.
                 image.draft(None, (DRAFT, DRAFT))
             if image.width * image.height > MOST_PIXELS:
-                raise UnreadablePhotograph(_too_large(full))
+                raise Image.DecompressionBombError
             orientation = _orientation(image)
-            picture = _upright_rgb(image, orientation)
+            return _upright_rgb(image, orientation), full[::-1] if orientation >= 5 else full
     except UnreadablePhotograph:
         raise
     except FileNotFoundError:
-        raise UnreadablePhotograph("there is no such file; expected an image file") from None
+        reason = "there is no such file; expected an image file"
     except IsADirectoryError:
-        raise UnreadablePhotograph("this is a folder; expected an image file") from None
+        reason = "this is a folder; expected an image file"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UnreadablePhotograph(
-            f"the picture has more pixels than the {MOST_PIXELS // 10**6} million that are read; "
-            "expected a smaller picture"
-        ) from None
-    except Exception as error:
-        # Pillow's decoders may raise anything for a damaged file.
-        raise UnreadablePhotograph(_no_picture(source, error)) from None
-    return picture, full[::-1] if orientation >= 5 else full
+        reason = f"the picture has more than {MOST_PIXELS // 10**6} million pixels; make it smaller"
+    except Exception as error:  # Pillow's decoders may raise anything for a damaged file.
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = "its format is unknown" if unknown else " ".join(str(error).split())
+        reason = f"it cannot be read as an image ({why}); expected a PNG, JPEG or the like"
+        if unknown and start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS:
+            reason = "this is a HEIC picture; to read it, pip install 'fmnist_lab[heic]'"
+    raise UnreadablePhotograph(reason)
 
 
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
+    """Return the formats that are read here, HEIC among them if its extra is installed."""
     Image.init()
-    if "HEIF" not in Image.OPEN:
-        try:
-            import pillow_heif
-        except ImportError:
-            pass
-        else:
-            pillow_heif.register_heif_opener()
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def _too_large(size: tuple[int, int]) -> str:
-    return (
-        f"the picture has {size[0]}x{size[1]} pixels; expected at most "
-        f"{MOST_PIXELS // 10**6} million, so make it smaller first"
-    )
-
-
-def _no_picture(source: Any, error: Exception) -> str:
-    """Return the sentence for a file that Pillow cannot read."""
-    if isinstance(error, UnidentifiedImageError):
-        if _is_heic(source):
-            return (
-                "this is a HEIC picture, which needs the extra `heic`; install it with "
-                "pip install 'fmnist_lab[heic]'"
-            )
-        reason = "its format is unknown"
-    else:
-        reason = " ".join(str(error).split()) or type(error).__name__
-    return (
-        f"it cannot be read as an image ({reason}); expected a PNG, JPEG or another common format"
-    )
-
-
-def _is_heic(source: Any) -> bool:
-    try:
-        if isinstance(source, bytes):
-            start = source[:12]
-        elif isinstance(source, str | Path):
-            with Path(source).open("rb") as file:
-                start = file.read(12)
-        else:
-            source.seek(0)
-            start = source.read(12)
-    except (OSError, ValueError):
-        return False
-    return start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS
-
-
 def _orientation(image: Image.Image) -> int:
-    """Return EXIF's orientation, 1 to 8; 1 where there is none or it makes no sense."""
+    """Load a picture and return EXIF's orientation, 1 to 8; 1 where it makes no sense."""
+    image.load()
     try:
-        image.load()
         orientation = int(image.getexif().get(0x0112, 1))
-    except OSError:
-        raise
-    except Exception:
-        # A damaged EXIF block is no reason to refuse the picture.
+    except Exception:  # A damaged EXIF block is no reason to refuse the picture.
         return 1
     return orientation if orientation in UPRIGHT else 1
 
 
 def _upright_rgb(image: Image.Image, orientation: int) -> Image.Image:
     """Return a loaded picture as 8-bit RGB or RGBA, upright, its longest edge about DRAFT."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        image = _eight_bit(image)
+    if image.mode.startswith("I;"):
+        image = image.convert("I")
     factor = max(1, min(max(image.size) // DRAFT, min(image.size) // 28))
     if factor > 1 and image.mode not in ("1", "P", "PA"):
         image, factor = image.reduce(factor), 1
+    if image.mode in ("I", "F"):
+        image = _eight_bit(image)
     image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if factor > 1:
         image = image.reduce(factor)
@@ -245,16 +207,9 @@ def _as_it_is(picture: Image.Image, colour: bool) -> Photograph | None:
     corners, border = grey[[0, 0, -1, -1], [0, -1, 0, -1]], _border(grey)
     if not colour and np.mean(corners < 128) + np.mean(border < 128) < 1:
         return None
-    level = np.full((1, 3), np.median(border), np.float32)
-    return Photograph(
-        np.asarray(rgb) if colour else grey,
-        (0, 0, *picture.size),
-        _described(level[0]),
-        False,
-        False,
-        picture.size,
-        np.asarray(rgb),
-    )
+    level, whole = np.full(3, np.median(border), np.float32), (0, 0, *picture.size)
+    seen, small = (np.asarray(each) for each in (rgb if colour else grey, rgb))
+    return Photograph(seen, whole, _described(level), False, False, picture.size, small)
 
 
 def _on_one_colour(picture: Image.Image, alpha: Image.Image | None) -> Image.Image:
@@ -269,15 +224,16 @@ def _on_one_colour(picture: Image.Image, alpha: Image.Image | None) -> Image.Ima
 
 
 class _Surface(NamedTuple):
-    """The background's colours: along x, (3, terms), plus along y, without its own constant."""
+    """The background's colours, a + b x + d x² + c y + e y², with x and y from -1 to 1."""
 
-    across: Array
-    down: Array
+    across: Array  # a, b and d, each of them (3,).
+    down: Array  # c and e.
 
     @property
     def colour(self) -> Array:
         """The colour in the middle of the picture, (3,)."""
-        return self.across[:, 0]
+        colour: Array = self.across[0]
+        return colour
 
     def over(self, box: Box, size: tuple[int, int], whole: tuple[int, int]) -> Array:
         """Return the colours of a part's pixels, (height, width, 3).
@@ -288,7 +244,8 @@ class _Surface(NamedTuple):
             whole: Width and height of the picture.
         """
         x, y = _axes(box, size, whole)
-        return (_powers(x) @ self.across.T)[None] + (_powers(y)[:, 1:] @ self.down.T)[:, None]
+        colours: Array = (x @ self.across)[None] + (y[:, 1:] @ self.down)[:, None]
+        return colours
 
 
 class _Found(NamedTuple):
@@ -311,53 +268,49 @@ def _find(picture: Image.Image, alpha: Image.Image | None) -> _Found:
     colours = np.asarray(small, np.float32)
     background, noise = _background(colours, *_axes(whole, small.size, picture.size))
     above = colours - background.over(whole, small.size, picture.size)
+    level = float(background.colour @ GREY)
+    # On white, it is light; on black, dark; between, light if the object is darker.
+    is_light = bool((above @ GREY).mean() < 0) if 30 < level < 225 else level > 127
     if alpha:
         shown = alpha.point(lambda level: 255 * (level > 25)).getbbox()
         if shown is None:
-            raise UnreadablePhotograph(
-                "the picture is transparent everywhere; expected a picture of an object"
-            )
-        return _Found(shown, background, noise, _is_light(background, above))
+            raise NoObject("the picture is transparent everywhere; expected one of an object")
+        return _Found(shown, background, noise, is_light)
     box = _box(above, noise, whole)
-    longest = max(box[2] - box[0], box[3] - box[1])
-    if longest < 0.7 * max(picture.size):
+    if _longest(box) < 0.7 * max(picture.size):
         # Once more, close to it, for the sake of its edges.
-        room = 0.1 * longest + 2
-        left, top, right, bottom = (
-            min(max(edge + sign * room, 0), picture.size[at % 2])
-            for at, (edge, sign) in enumerate(zip(box, (-1, -1, 1, 1), strict=True))
-        )
-        near = (int(left), int(top), int(np.ceil(right)), int(np.ceil(bottom)))
-        part = _shrunk(picture.crop(near), COARSE)
-        around = background.over(near, part.size, picture.size)
-        box = _box(np.asarray(part, np.float32) - around, noise, near)
-    return _Found(box, background, noise, _is_light(background, above))
+        room = 0.1 * _longest(box) + 2
+        left, top = (int(max(edge - room, 0)) for edge in box[:2])
+        right, bottom = (int(min(box[2 + at] + room, picture.size[at])) for at in (0, 1))
+        part = _shrunk(picture.crop((left, top, right, bottom)), COARSE)
+        around = background.over((left, top, right, bottom), part.size, picture.size)
+        box = _box(np.asarray(part, np.float32) - around, noise, (left, top, right, bottom))
+    return _Found(box, background, noise, is_light)
+
+
+def _longest(box: Box) -> float:
+    return max(box[2] - box[0], box[3] - box[1])
 
 
 def _shrunk(picture: Image.Image, longest: int) -> Image.Image:
-    if max(picture.size) <= longest:
-        return picture
-    scale = longest / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.BOX)
+    small = picture.copy()
+    small.thumbnail((longest, longest), Image.Resampling.BOX, reducing_gap=None)
+    return small
 
 
-def _axes(box: Box, size: tuple[int, int], whole: tuple[int, int]) -> tuple[Array, Array]:
-    """Return x and y of a part's columns and rows, from -1 to 1 across the whole picture."""
-    x, y = (
-        (box[at] + (np.arange(size[at]) + 0.5) * (box[at + 2] - box[at]) / size[at]) / whole[at]
-        for at in (0, 1)
-    )
-    return (2 * x - 1).astype(np.float32), (2 * y - 1).astype(np.float32)
+def _axes(box: Box, size: tuple[int, int], whole: tuple[int, int]) -> list[Array]:
+    """Return 1, x, x² of a part's columns, (width, 3), and 1, y, y² of its rows, (height, 3)."""
+    axes = []
+    for at in (0, 1):
+        pitch = (box[at + 2] - box[at]) / size[at]
+        along = 2 * (box[at] + (np.arange(size[at]) + 0.5) * pitch) / whole[at] - 1
+        axes.append(np.stack([along**0, along, along**2], -1).astype(np.float32))
+    return axes
 
 
-def _powers(x: Array) -> Array:
-    return np.stack([np.ones_like(x), x, x * x], -1)
-
-
-def _squared(differences: NDArray[Any]) -> NDArray[Any]:
+def _squared(differences: NDArray[Any]) -> Array:
     """Return the squared lengths of differences between colours, (..., 3)."""
-    lengths: NDArray[Any] = np.einsum("...c,...c->...", differences, differences)
+    lengths: Array = np.einsum("...c,...c->...", differences, differences)
     return lengths
 
 
@@ -377,8 +330,8 @@ def _background(colours: Array, x: Array, y: Array) -> tuple[_Surface, float]:
     curved only where that takes in much more.
     """
     border = _border(colours)
-    at_x, at_y = (_border(each) for each in np.meshgrid(x, y))
-    basis = np.column_stack([_powers(at_x), _powers(at_y)[:, 1:]])[:, [0, 1, 3, 2, 4]]
+    places = _border(np.indices(colours.shape[:2]).transpose(1, 2, 0))
+    basis = np.hstack([x[places[:, 1]], y[places[:, 0], 1:]])[:, [0, 1, 3, 2, 4]]
     starts = np.vstack([colours[[0, 0, -1, -1], [0, -1, 0, -1]], np.median(border, 0)[None]])
     near = [_squared(border - start) < 30**2 for start in starts]
     best: tuple[float, NDArray[Any], float] = (-1.0, np.empty(0), 0.0)
@@ -389,7 +342,7 @@ def _background(colours: Array, x: Array, y: Array) -> tuple[_Surface, float]:
             square = used[taken].T @ used[taken] + np.diag([1e-3] + [1.0] * (terms - 1))
             surface = np.linalg.solve(square, used[taken].T @ border[taken])
             off = _squared(border - used @ surface)
-            before, taken = taken, off <= max(25**2, np.min(off))
+            before, taken = taken, off <= max(25.0**2, float(off.min()))
             if np.array_equal(before, taken):
                 break
         if taken.mean() > best[0] + 0.1:
@@ -397,10 +350,9 @@ def _background(colours: Array, x: Array, y: Array) -> tuple[_Surface, float]:
         if best[0] > 0.9:
             break
     _, surface, noise = best
-    constant, slopes = surface[0], np.zeros((4, 3), np.float32)
-    slopes[: len(surface) - 1] = surface[1:]
-    across = np.stack([constant, slopes[0], slopes[2]], -1)
-    return _Surface(across, np.stack([slopes[1], slopes[3]], -1)), noise
+    whole = np.zeros((5, 3), np.float32)
+    whole[: len(surface)] = surface
+    return _Surface(whole[[0, 1, 3]], whole[[2, 4]]), noise
 
 
 def _box(above: Array, noise: float, box: Box) -> Box:
@@ -425,9 +377,7 @@ def _box(above: Array, noise: float, box: Box) -> Box:
         mask = off > np.clip(usual / 3, lowest, max(PUBLISHED_CLOSENESS, lowest)) ** 2
     mask = _without_specks(mask)
     if not mask.any():
-        raise UnreadablePhotograph(
-            "the picture shows one colour and no object; expected a picture of a piece of clothing"
-        )
+        raise NoObject("the picture shows one colour and no object; expected one of clothing")
     edges = []
     for at in (0, 1):
         (there,) = np.nonzero(mask.any(at))
@@ -459,27 +409,13 @@ def _without_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
             left -= beside
             ends += beside
         pieces.append((sum(int(counts[each]) for each in piece), piece))
-    if len(pieces) < 2:
-        return mask
     keep = np.zeros_like(counts, bool)
     for pixels, piece in pieces:
         if pixels >= 0.02 * max(pieces)[0]:
             keep[tuple(zip(*piece, strict=True))] = True
-    kept: NDArray[np.bool_] = (
-        mask & keep.repeat(cell, 0).repeat(cell, 1)[: mask.shape[0], : mask.shape[1]]
-    )
+    large = keep.repeat(cell, 0).repeat(cell, 1)[: mask.shape[0], : mask.shape[1]]
+    kept: NDArray[np.bool_] = mask & large
     return kept
-
-
-def _is_light(background: _Surface, above: Array) -> bool:
-    """Return whether the background counts as light, so that the picture is to be negated.
-
-    On white, always; on black, never; between, if the object is darker than its background.
-    """
-    level = float(background.colour @ GREY)
-    if not 30 < level < 225:
-        return level > 127
-    return bool((above @ GREY).mean() < 0)
 
 
 def _seen(
@@ -494,7 +430,9 @@ def _seen(
     how = Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
     colours = np.asarray(picture.resize((wide, high), how, box=found.box), np.float32)
     surface = found.background.over(found.box, (wide, high), picture.size)
-    where = _middle(size, (high, wide))
+    # In the middle; an odd pixel is left over on the left and above, as in the published images.
+    y, x = (size[0] - high + 1) // 2, (size[1] - wide + 1) // 2
+    where = slice(y, y + high), slice(x, x + wide)
     if colour:
         canvas = np.empty((*size, 3), np.float32)
         canvas[:] = surface.mean((0, 1))
@@ -502,21 +440,14 @@ def _seen(
         return np.clip(canvas, 0, 255).round().astype(np.uint8)
     off = _squared(colours - surface) ** 0.5
     there = off > max(3 * found.noise, 1)
-    grey = (colours - surface) @ GREY
-    levels = np.maximum(-grey if found.is_light else grey, 0) * there
-    if np.abs(grey)[there].sum() < 0.15 * off[there].sum():
-        # An object of another colour that is as light as its background.
-        levels = off * there
+    # Lighter parts of an object on grey count like darker ones: its outline is what matters.
+    grey = np.abs((colours - surface) @ GREY)
+    # An object of another colour may be as light as its background.
+    levels: Array = (grey if grey[there].sum() > 0.15 * off[there].sum() else off) * there
     canvas = np.zeros(size, np.float32)
-    canvas[where] = _sharpened(levels)
+    canvas[where] = levels if scale == 1 else _sharpened(levels)
     canvas *= 255 / max(float(canvas.max()), 1e-3)
     return canvas.round().astype(np.uint8)
-
-
-def _middle(size: tuple[int, int], inner: tuple[int, int]) -> tuple[slice, slice]:
-    """Return where the middle is; an odd pixel is left over on the left and above, as published."""
-    starts = [(whole - part + 1) // 2 for whole, part in zip(size, inner, strict=True)]
-    return slice(starts[0], starts[0] + inner[0]), slice(starts[1], starts[1] + inner[1])
 
 
 def _sharpened(levels: Array) -> Array:
@@ -538,13 +469,10 @@ def _described(background: Array) -> str:
     colour = np.clip(background, 0, 255)
     level = round(float(colour @ GREY))
     if np.ptp(colour) > 40:
-        red, green, blue = colour
-        hue = {"red": red, "green": green, "blue": blue}
-        name = max(hue, key=lambda each: hue[each])
-        if min(red, green) > blue + 40:
-            name = "yellow"
+        name = ("red", "green", "blue")[int(colour.argmax())]
+        name = "yellow" if colour[:2].min() > colour[2] + 40 else name
         word = f"{'pale ' if level > 200 else 'dark ' if level < 60 else ''}{name}"
     else:
-        steps = ((245, "white"), (190, "pale grey"), (100, "grey"), (25, "dark grey"), (0, "black"))
-        word = next(name for least, name in steps if level >= least)
+        steps = {245: "white", 190: "pale grey", 100: "grey", 25: "dark grey", 0: "black"}
+        word = next(name for least, name in steps.items() if level >= least)
     return f"{word} ({level})"

@@ -57,7 +57,7 @@ def find(named: Sequence[str]) -> list[Path]:
                     f"{name}: received a folder without pictures, expected files that end in "
                     f"{', '.join(SUFFIXES)}"
                 )
-        elif path.exists() or not glob.has_magic(name):
+        elif path.exists() or not glob.has_magic(str(name)):
             found = [path]
         else:
             found = _matching(path)
@@ -66,6 +66,22 @@ def find(named: Sequence[str]) -> list[Path]:
         if not file.exists():
             raise UserError(f"{file}: there is no such file; expected an image file")
     return list(files)
+
+
+def check_readable(file: Path) -> None:
+    """Refuse a file that is no picture; what it shows is another question.
+
+    Raises:
+        UserError: It is missing or no image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            photographs.read(file)
+        except photographs.NoObject:
+            return
+        except photographs.UnreadablePhotograph as error:
+            raise UserError(f"{file}: {error}") from None
 
 
 def _matching(pattern: Path) -> list[Path]:

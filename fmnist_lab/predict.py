@@ -192,7 +192,7 @@ def predict(
         _check_words(top_k, as_json and as_csv)
         found, indexed = pictures.find(files), _test_images(index, data_dir)
         if len(found) == 1:
-            read_image(found[0])
+            pictures.check_readable(found[0])
         classifier = load(model, store=store)
         if index:
             _check_takes_test_images(classifier, index)

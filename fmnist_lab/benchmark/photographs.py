@@ -30,9 +30,8 @@ MIRRORED = 2  # EXIF's orientation of a file whose left is the picture's right.
 def coloured(image: Pixels, ink: Ink, ground: Ink) -> Image.Image:
     """Return a test image enlarged to 280x280: 0 is the ground's colour, 255 the ink's."""
     large = Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    share = np.asarray(large, np.float32)[..., None] / 255
-    mixed = np.array(ground) * (1 - share) + np.array(ink) * share
-    return Image.fromarray(mixed.round().astype(np.uint8))
+    inked, empty = (Image.new("RGB", large.size, each) for each in (ink, ground))
+    return Image.composite(inked, empty, large)
 
 
 def on_black(image: Pixels, ink: Ink, file: Path) -> None:
@@ -60,7 +59,7 @@ def transparent(image: Pixels, ink: Ink, file: Path) -> None:
     """Write a PNG whose background is transparent."""
     picture = coloured(image, ink, WHITE)
     large = Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    picture.putalpha(Image.fromarray(np.where(np.asarray(large) > 8, 255, 0).astype(np.uint8)))
+    picture.putalpha(large.point(lambda level: 255 * (level > 8)))
     picture.save(file, "PNG", compress_level=1)
 
 
