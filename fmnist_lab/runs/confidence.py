@@ -124,7 +124,7 @@ def _settings(side: Side) -> dict[str, list[str]]:
 def _table(side: Side, found: dict[str, Confidence], coverage: float) -> Table:
     """Return a table with a row for each figure and a column for each setting."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     settings = _settings(side)
     for name in settings:
         table.add_column(Text("this run" if len(side.ids) == 1 else name), justify="right")
@@ -190,16 +190,20 @@ def _judged(side: Side, found: dict[str, Confidence]) -> list[str]:
         if not fitted:
             said.append(f"{name}: no images were held out to fit a temperature on.")
             continue
-        after = [each["calibration/ece_scaled"] for each in fitted]
-        half = [each["calibration/ece"] / 2 for each in fitted]
-        floor = [each["calibration/floor_scaled_high"] for each in fitted]
-        halved, at_floor, either = (
-            sum(error <= most for error, most in zip(after, bound, strict=True))
-            for bound in (half, floor, map(max, half, floor))
-        )
+        halved, at_floor, already, neither = 0, 0, 0, 0
+        for each in fitted:
+            before, after = each["calibration/ece"], each["calibration/ece_scaled"]
+            holds = (
+                after <= before / 2,
+                after <= each["calibration/floor_scaled_high"],
+                before <= each["calibration/floor_high"],
+            )
+            halved, at_floor, already = halved + holds[0], at_floor + holds[1], already + holds[2]
+            neither += not any(holds)
         said.append(
             f"{name}: of {counted(len(fitted), 'run')}, the temperature halves the ECE in {halved} "
-            f"and leaves it at its floor in {at_floor}; one or the other in {either}."
+            f"and leaves it at its floor in {at_floor}; without it, {already} had theirs at the "
+            f"floor; none of these holds for {neither}."
         )
     return said
 
