@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import keras
 
     from fmnist_lab.figures import Shown
+    from fmnist_lab.jobs.confidence import Abstention
 
 __all__ = ["Classifier", "app", "load", "main", "predict", "read_image"]
 
@@ -140,6 +141,9 @@ def predict(
     top_k: int = 1,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     as_csv: Annotated[bool, Parameter(name="--csv", negative="")] = False,
+    abstain: Annotated[
+        tuple[float, ...] | None, Parameter(consume_multiple=(0, 1), negative="")
+    ] = None,
     plot: Path | None = None,
     data_dir: str | None = None,
 ) -> None:
@@ -161,6 +165,9 @@ def predict(
         top_k: How many labels to print for an image.
         as_json: Print one JSON document.
         as_csv: Print comma-separated values, one line per image.
+        abstain: Give calibrated confidences, abstain where they are too low, and say what that
+            buys. A number is the share of images to answer, such as 0.8; left out, that of the
+            threshold that is kept with the model, or 0.9.
         plot: Draw the images beside their probabilities into this file (.png, .pdf, .svg), at most
             60 photographs.
         data_dir: Folder with the data set's files, for test images.
@@ -175,7 +182,10 @@ def predict(
         classifier = load(model, best=best, store=store)
         if index:
             _check_takes_test_images(classifier, index)
-        answers, unreadable, drawn = _predict(classifier, found, indexed, top_k, plot is not None)
+        rule = _abstention(classifier.uri, store, abstain)
+        answers, unreadable, drawn = _predict(
+            classifier, found, indexed, top_k, rule, plot is not None
+        )
         for error in unreadable:
             print(f"error: {line(error)}", file=sys.stderr)
         if not answers:
@@ -185,11 +195,12 @@ def predict(
         if as_json:
             reasons = [line(error) for error in unreadable]
             told = {"model": classifier.uri, "predictions": answers, "unreadable": reasons}
-            print(json.dumps(told, indent=1))
+            bought = {"abstaining": rule.facts()} if rule else {}
+            print(json.dumps(told | bought, indent=1))
         elif as_csv:
             _print_csv(answers)
         else:
-            _print(answers, classifier.uri if model is None and best is None else "")
+            _print(answers, classifier.uri if model is None and best is None else "", rule)
         if unreadable:
             raise SystemExit(1)
 
@@ -202,6 +213,16 @@ def _check_words(top_k: int, both: bool) -> None:
         raise UserError("--csv: received --json as well, expected one of the two")
 
 
+def _abstention(uri: str, store: str | None, coverage: Sequence[float] | None) -> Abstention | None:
+    """Return when a model abstains, by the words of `--abstain`; None if these were not given."""
+    if coverage is None:
+        return None
+    from fmnist_lab.jobs import confidence
+
+    place = tracking.Store.locate(store, for_writing=False)
+    return confidence.abstention(place, uri, *coverage)
+
+
 Drawn = list[tuple[Picture, np.ndarray]]
 
 
@@ -210,6 +231,7 @@ def _predict(
     files: Sequence[Path],
     indexed: Sequence[Picture],
     top_k: int,
+    rule: Abstention | None,
     draws: bool,
 ) -> tuple[list[dict[str, Any]], list[UserError], Drawn]:
     """Return the answers to files and test images, the bad files, and what is to be drawn."""
@@ -226,8 +248,14 @@ def _predict(
             if not good:
                 continue
             rows = classifier.predict([picture.pixels for picture in good])
+            if rule:
+                rows = rule.calibrated(rows)
             pairs = list(zip(good, rows, strict=True))
-            answers += [_answer(*pair, classifier.class_names, top_k) for pair in pairs]
+            given = [_answer(*pair, classifier.class_names, top_k) for pair in pairs]
+            if rule:
+                for answer, row in zip(given, rows, strict=True):
+                    answer["abstained"] = rule.abstains(row)
+            answers += given
             if draws:
                 drawn += pairs if batch is indexed else pairs[: MOST_DRAWN - len(drawn)]
     return answers, unreadable, drawn
@@ -294,8 +322,8 @@ def _answer(
     return answer
 
 
-def _print(answers: Sequence[Mapping[str, Any]], newest: str) -> None:
-    """Print one line per image, and at the end the newest run's model, if that was used."""
+def _print(answers: Sequence[Mapping[str, Any]], newest: str, rule: Abstention | None) -> None:
+    """Print one line per image, then the newest run's model, if that was used, and the rule."""
     width = max(len(answer["image"]) for answer in answers)
     for answer in answers:
         guesses = "  ".join(f"{g['label']} {g['confidence']:.1%}" for g in answer["predictions"])
@@ -304,9 +332,13 @@ def _print(answers: Sequence[Mapping[str, Any]], newest: str) -> None:
         note = "" if truth is None else "  (right)" if right else f"  (wrong: {truth})"
         if answer.get("converted"):
             note = f"  ({_ground(answer['background'], answer['negated'])})"
+        if answer.get("abstained"):
+            guesses = f"abstains: {guesses}"
         print(f"{answer['image']:<{width}}  {guesses}{note}")
     if newest:
         print(f"These are the predictions of the newest run's model: {newest}")
+    if rule:
+        print(rule.sentence())
 
 
 def _ground(background: str, negated: bool) -> str:
@@ -318,12 +350,13 @@ def _print_csv(answers: Sequence[Mapping[str, Any]]) -> None:
     ranks = ["", *(f"_{rank}" for rank in range(2, len(answers[0]["predictions"]) + 1))]
     table = csv.writer(sys.stdout, lineterminator="\n")
     guesses = [f"{name}{rank}" for rank in ranks for name in ("label", "confidence")]
-    table.writerow(["image", *guesses, "truth", *PHOTOGRAPH, "left", "top", "right", "bottom"])
+    known = (*PHOTOGRAPH, *(["abstained"] if "abstained" in answers[0] else []))
+    table.writerow(["image", *guesses, "truth", *known, "left", "top", "right", "bottom"])
     for answer in answers:
         values = [value for guess in answer["predictions"] for value in guess.values()]
-        known = [answer.get(name, "") for name in PHOTOGRAPH]
+        facts = [answer.get(name, "") for name in known]
         box = answer.get("box", [""] * 4)
-        table.writerow([answer["image"], *values, answer["truth"] or "", *known, *box])
+        table.writerow([answer["image"], *values, answer["truth"] or "", *facts, *box])
 
 
 def _draw(file: Path, drawn: Drawn, names: Sequence[str]) -> None:

@@ -489,6 +489,7 @@ def test_every_option_composes_into_a_valid_config(door, monkeypatch, group, opt
     needed = {
         "job": ["model_uri=somewhere"] if option == "evaluate" else [],
         "callbacks": ["data.validation_fraction=0.1"],
+        "knowing": ["experiment=knowing"],
         "regularisation": ["experiment=regularisation"],
         "data": ["data.name=x", "data.dir=x", "data.class_names=2"] if option == "idx" else [],
         "model": ["model._target_=own.model"] if option == "own" else [],
@@ -501,7 +502,7 @@ def test_every_option_composes_into_a_valid_config(door, monkeypatch, group, opt
         with_seed = OmegaConf.create({"seed": asked.seed, **values})
         values = OmegaConf.to_container(with_seed, resolve=True)
     values = {key: value for key, value in values.items() if value != "???"}  # to be given
-    whole = group in ("debug", "experiment", "regularisation")
+    whole = group in ("debug", "experiment", "knowing", "regularisation")
     chosen = asked.to_dict() if whole else asked.to_dict()[group]
     for key, value in values.items():
         if isinstance(value, dict):

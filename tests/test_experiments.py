@@ -25,6 +25,7 @@ SEARCHES = sorted(file.parent.name for file in FOLDER.glob("*/trials.csv"))
 METRICS = [
     f"{name}/{part}" for name in ("accuracy", "loss") for part in ("test", "train", "gap", "fit")
 ]
+CONFIDENCE = ("calibration/", "conformal", "abstaining/", "auroc_")
 NUMBER = re.compile(r"(?<![\w./:])[+-]?\d\.\d{3,}(?!\w|\.\d)")
 # What is measured is quoted under these headings; elsewhere stand settings and others' numbers.
 MEASURED = ("Finding", "Cost")
@@ -40,7 +41,15 @@ def readme(name: str) -> str:
 
 
 def results(name: str) -> pd.DataFrame:
-    return pd.read_csv(FOLDER / name / "results.csv")
+    """The runs of a study, with what `runs confidence` has found of each where it was asked."""
+    runs, asked = pd.read_csv(FOLDER / name / "results.csv"), FOLDER / name / "confidence.csv"
+    if not asked.exists():
+        return runs
+    found = pd.read_csv(asked)
+    assert sorted(found["run_id"]) == sorted(runs["run_id"])
+    earlier = [column for column in runs if column.startswith(CONFIDENCE)]
+    new = [column for column in found if column.startswith(CONFIDENCE)]
+    return runs.drop(columns=earlier).merge(found[["run_id", *new]], on="run_id")
 
 
 def trials(name: str) -> pd.DataFrame:
@@ -83,7 +92,7 @@ def sayable(runs: pd.DataFrame, digits: int) -> set[str]:
     settings = (
         [part for _, part in runs.groupby(parameters, dropna=False)] if parameters else [runs]
     )
-    for metric in METRICS:
+    for metric in [*METRICS, *(name for name in runs if name.startswith(CONFIDENCE))]:
         for value in runs[metric]:
             said |= spoken(value, digits)
         for part in settings:

@@ -9,7 +9,12 @@ from fmnist_lab.figures.images import (
     single_prediction,
 )
 from fmnist_lab.figures.photographs import Shown, photograph_predictions
-from fmnist_lab.figures.quality import confusion_matrix, reliability_diagram
+from fmnist_lab.figures.quality import (
+    confusion_matrix,
+    reliability_diagram,
+    reliability_diagrams,
+    risk_coverage,
+)
 
 __all__ = [
     "Shown",
@@ -22,6 +27,8 @@ __all__ = [
     "photograph_predictions",
     "prediction_grid",
     "reliability_diagram",
+    "reliability_diagrams",
+    "risk_coverage",
     "single_prediction",
     "speed",
 ]

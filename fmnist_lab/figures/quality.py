@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -27,6 +28,9 @@ from fmnist_lab.figures.style import (
     shortened,
     write,
 )
+
+# Settings of a study, told apart under the common kinds of colour blindness (Paul Tol's "bright").
+LINES = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#66ccee", "#ccbb44")
 
 
 def confusion_matrix(matrix: NDArray[np.integer[Any]], class_names: Sequence[str]) -> Figure:
@@ -97,19 +101,94 @@ def reliability_diagram(calibration: Calibration) -> Figure:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
     plain(above, ylabel="Accuracy")
     plain(below, xlabel="Confidence", ylabel="Images")
+    _reliability(above, calibration)
     some = np.flatnonzero(calibration.count)
     part = calibration.count[some] / max(count, 1)
-    mean, share = calibration.confidence[some], calibration.accuracy[some]
     low, high, zero = calibration.edges[some], calibration.edges[some + 1], np.zeros(len(some))
-    boxes(above, zip(low, share, high, zero, strict=True), PALE_BLUE, "white")
-    boxes(above, zip(low, share, high, mean, strict=True), PALE_RED, "white")
-    tops = [[(x0, y), (x1, y)] for x0, x1, y in zip(low, high, share, strict=True)]
-    above.add_collection(LineCollection(tops, colors=BLUE, linewidths=1.8), autolim=False)
-    above.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     boxes(below, zip(low, part, high, zero, strict=True), GREY, "white")
-    ticks = np.linspace(0, 1, 6)
-    above.set(xlim=(0, 1), ylim=(0, 1), xticks=ticks, yticks=ticks)
     top = float(part.max(initial=0)) or 1.0
     below.set_ylim(0, 1.05 * top)
     below.set_yticks([0, top], ["0", f"{top:.0%}"])
     return figure
+
+
+def reliability_diagrams(diagrams: Mapping[str, tuple[Calibration, Calibration | None]]) -> Figure:
+    """Reliability of several models, side by side: as they are, and below it with a temperature.
+
+    Args:
+        diagrams: For each model's name, what `evaluation.calibration` returns before and after; no
+            model has an after if it has no temperature.
+    """
+    note = (
+        "Blue: share of right predictions among those of like confidence. Red: gap to their mean "
+        "confidence. ECE: the mean of these gaps over all images; 0 is perfect."
+    )
+    rows = 2 if any(after for _, after in diagrams.values()) else 1
+    columns = len(diagrams)
+    figure = picture(
+        150 * columns,
+        160 * rows,
+        "Reliability of the models' confidence, before and after a temperature",
+        note,
+        (40, 20, 6, 34),
+    )
+    spaces = {"wspace": 0.25, "hspace": 0.35}
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw=spaces)
+    for column, (name, pair) in enumerate(diagrams.items()):
+        for row, calibration in enumerate(pair[:rows]):
+            here = axes[row, column]
+            if calibration is None:
+                here.set_axis_off()
+                continue
+            title = shortened(name, 26) if row == 0 else "with its temperature"
+            xlabel = "Confidence" if row == rows - 1 else ""
+            plain(here, title, xlabel, "Accuracy" if column == 0 else "")
+            _reliability(here, calibration)
+            write(here, 0.05, 0.9, f"ECE {calibration.ece:.3f}")
+    return figure
+
+
+def risk_coverage(
+    curves: Mapping[str, Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]],
+) -> Figure:
+    """Share of wrong answers against the share of images that are answered, the surest first.
+
+    Args:
+        curves: For each setting's name, one curve per run: coverage and risk, as
+            `evaluation.confidence.risk_coverage` returns them.
+    """
+    note = (
+        "The model answers the images that it is surest of and abstains from the others. Pale: one "
+        "run. Strong: the mean over runs."
+    )
+    figure = picture(260, 180, "What abstaining buys", note, (42, 6, 150, 34))
+    axes = figure.add_subplot()
+    plain(axes, "", "Share of the images that are answered", "Share of wrong answers")
+    at = np.linspace(0.02, 1, 197)
+    for place, (name, runs) in enumerate(curves.items()):
+        color = LINES[place % len(LINES)]
+        risks = [np.interp(at, covered, risk) for covered, risk in runs]
+        for risk in risks if len(risks) > 1 else []:
+            axes.plot(at, risk, color=color, linewidth=0.5, alpha=0.35)
+        axes.plot(at, np.mean(risks, axis=0), color=color, linewidth=1.6)
+        beside: dict[str, Any] = {"transform": axes.transAxes, "va": "center_baseline"}
+        label = shortened(name, 26)
+        write(axes, 1.03, 0.97 - 0.08 * place, label, color=color, **beside)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(bottom=0)
+    axes.margins(y=0.05)
+    return figure
+
+
+def _reliability(axes: Axes, calibration: Calibration) -> None:
+    """Draw the accuracy in each bin of confidence, and its gap to the mean confidence there."""
+    some = np.flatnonzero(calibration.count)
+    mean, share = calibration.confidence[some], calibration.accuracy[some]
+    low, high, zero = calibration.edges[some], calibration.edges[some + 1], np.zeros(len(some))
+    boxes(axes, zip(low, share, high, zero, strict=True), PALE_BLUE, "white")
+    boxes(axes, zip(low, share, high, mean, strict=True), PALE_RED, "white")
+    tops = [[(x0, y), (x1, y)] for x0, x1, y in zip(low, high, share, strict=True)]
+    axes.add_collection(LineCollection(tops, colors=BLUE, linewidths=1.8), autolim=False)
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    ticks = np.linspace(0, 1, 6)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xticks=ticks, yticks=ticks)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fmnist_lab import data, evaluation, tracking
+from fmnist_lab.evaluation import confidence, conformal
 
 if TYPE_CHECKING:
     import keras
@@ -65,6 +66,49 @@ def metrics(probabilities: Mapping[str, np.ndarray], dataset: data.Dataset) -> d
     return evaluation.epoch_metrics(**scores) | told
 
 
+def scaling(
+    probabilities: Mapping[str, np.ndarray], dataset: data.Dataset
+) -> confidence.Scaling | None:
+    """Return a finished model's temperature and threshold.
+
+    Args:
+        probabilities: What `predict` returns, by part.
+        dataset: The images that were predicted.
+
+    Returns:
+        Both, fitted on the validation images; None if there are none.
+    """
+    held_out = probabilities.get("validation")
+    return None if held_out is None else confidence.fit(held_out, dataset.validation_labels)
+
+
+def of_confidence(
+    probabilities: Mapping[str, np.ndarray], dataset: data.Dataset
+) -> dict[str, float]:
+    """Return how far a finished model's confidence can be trusted, under the names of `AT_END`.
+
+    All of it is fitted on the validation images and measured on the test images: the temperature,
+    the calibration error before and after, and the share of conformal sets that hold the true class
+    beside their mean size. Arguments as in `scaling`; empty if there are no validation images.
+    """
+    if (found := scaling(probabilities, dataset)) is None:
+        return {}
+    labels, test = dataset.test_labels, probabilities["test"]
+    held_out, new = (
+        confidence.scaled(probabilities[part], found.temperature) for part in ("validation", "test")
+    )
+    own = conformal.scores(held_out)[np.arange(len(held_out)), dataset.validation_labels]
+    most = conformal.quantile(own, confidence.COVERAGE)
+    covered, size = conformal.measure(conformal.sets(conformal.scores(new), most), labels)
+    return {
+        "calibration/temperature": found.temperature,
+        "calibration/ece": evaluation.calibration(test, labels).ece,
+        "calibration/ece_scaled": evaluation.calibration(new, labels).ece,
+        "conformal/coverage": covered,
+        "conformal/size": size,
+    }
+
+
 def of_epoch(
     epoch: Epoch, probabilities: Mapping[str, np.ndarray], dataset: data.Dataset
 ) -> tuple[dict[str, float], dict[str, str]]:
@@ -83,6 +127,8 @@ def of_epoch(
     measured = {}
     if probabilities:
         measured = metrics(probabilities, dataset)
+        if epoch.last:
+            measured |= of_confidence(probabilities, dataset)
     elif epoch.validation is not None:
         measured = {
             "accuracy/validation": epoch.validation.accuracy,
@@ -98,8 +144,10 @@ def of_epoch(
     return measured | trained | added, remarks
 
 
+# Metrics of a finished model alone begin with one of these.
+AT_END = ("calibration/", "conformal/")
 # Metrics of ours begin with, or are called, one of these.
-OURS = ("accuracy/", "loss/", "mislabelled/", "learning_rate", "images_per_second")
+OURS = ("accuracy/", "loss/", "mislabelled/", "learning_rate", "images_per_second", *AT_END)
 
 
 def of_callbacks(epoch: Epoch) -> tuple[dict[str, float], dict[str, str]]:

@@ -240,6 +240,8 @@ class Screen:
         self.console.print(table)
         self.console.print()
         self.console.print(verdict(metrics, self.dataset))
+        if "calibration/temperature" in metrics:
+            self.console.print(f"\n{on_confidence(metrics)}")
 
 
 class TrainingDisplay:
@@ -395,6 +397,17 @@ def verdict(metrics: Mapping[str, float], dataset: Dataset) -> str:
     return (
         f"There is no evidence of overfitting: the gap is {interval}, for {len(labels):,} training "
         f"and {test:,} test images."
+    )
+
+
+def on_confidence(metrics: Mapping[str, float]) -> str:
+    """Say how far a model's confidence can be trusted; the metrics are those of its last epoch."""
+    temperature = metrics["calibration/temperature"]
+    sure = "too sure of itself" if temperature > 1 else "not sure enough of itself"
+    return (
+        f"Its confidence: by the validation images it is {sure}, by a temperature of "
+        f"{temperature:.2f}. With it, the calibration error (ECE) on the test images is "
+        f"{metrics['calibration/ece_scaled']:.4f} instead of {metrics['calibration/ece']:.4f}."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,12 @@ class _Training:
             before = left.changed(now) if left else {}
             self.screen.resumed(len(self.history), epochs, before)
             run.tags(resume.tags_of_change(before, now))
+            if self.history and not self.is_over:
+                # A shorter job's last epoch, which is not this one's, has what only a last one has.
+                last = self.history[-1]
+                self.history[-1] = {
+                    name: last[name] for name in last if not name.startswith(outputs.AT_END)
+                }
             for number, metrics in enumerate(self.history, 1):
                 run.metrics(metrics, step=number)
         elif left:
@@ -314,4 +321,5 @@ class _Training:
         outputs.keep_results(run, self.probabilities["test"], self.dataset)
         outputs.keep_validation(run, self.probabilities, self.dataset)
         outputs.draw_curves(run, self.history, chosen.epoch if chosen else 0)
-        run.model(self.model, self.dataset.class_names)
+        found = outputs.scaling(self.probabilities, self.dataset)
+        run.model(self.model, self.dataset.class_names, asdict(found) if found else None)

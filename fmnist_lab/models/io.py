@@ -29,3 +29,22 @@ def images(image_shape: tuple[int, ...], *, channel: bool = False) -> list[keras
 def probabilities(classes: int) -> keras.Layer:
     """Return the tail of every model, in float32 whatever the precision before it."""
     return layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities")
+
+
+def logits(model: keras.Model) -> keras.Model | None:
+    """Return a model without its softmax, with weights of its own.
+
+    Args:
+        model: A model from images to probabilities (n, classes).
+
+    Returns:
+        A model from the same images to logits, float32 (n, classes); None if the probabilities do
+        not come from the softmax of a last dense layer, as those of an average of two.
+    """
+    last = model.layers[-1]
+    if not isinstance(last, layers.Dense) or last.activation is not keras.activations.softmax:
+        return None
+    bare = layers.Dense(last.units, use_bias=last.use_bias, dtype="float32", name="logits")
+    found = keras.Model(model.inputs[0], bare(last.input), name=f"{model.name}_logits")
+    bare.set_weights(last.get_weights())
+    return found

@@ -6,6 +6,7 @@ from cyclopts import App, Parameter
 
 from fmnist_lab.runs.again import again
 from fmnist_lab.runs.compare import compare
+from fmnist_lab.runs.confidence import confidence
 from fmnist_lab.runs.export import export
 from fmnist_lab.runs.heal import heal
 from fmnist_lab.runs.list import list_runs
@@ -32,6 +33,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "list": (list_runs, ""),
     "report": (report, " [SWEEP…]"),
     "compare": (compare, " A B"),
+    "confidence": (confidence, " [RUN…]"),
     "power": (power, " A [B]"),
     "variance": (variance, " [SWEEP…]"),
     "reproduce": (reproduce, " RUN"),
@@ -44,7 +46,7 @@ VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "heal": (heal, ""),
     "sync": (sync, ""),
     "ui": (ui, " [SWEEP|RUN]"),
-    "serve": (serve, " RUN|MODEL"),
+    "serve": (serve, " [MODEL]"),
 }
 for verb, (function, words) in VERBS.items():
     app.command(function, name=verb, usage=f"Usage: {NAME} {verb}{words} [OPTIONS]")

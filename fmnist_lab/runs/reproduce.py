@@ -17,7 +17,7 @@ from fmnist_lab import config as configs
 from fmnist_lab import tracking
 from fmnist_lab.config.schema import Config
 from fmnist_lab.errors import UserError, reported
-from fmnist_lab.jobs import kept, resume
+from fmnist_lab.jobs import kept, outputs, resume
 from fmnist_lab.system import provenance
 from fmnist_lab.system.terminal import printout
 from fmnist_lab.texts import whole_number
@@ -179,9 +179,11 @@ def compare(store: tracking.Store, old: str, new: str) -> list[Difference]:
         new: The id of the other.
     """
     found, runs = [], (old, new)
-    names = [name for run in runs for name in tracking.facts(store, run)["metrics"]]
-    for name in dict.fromkeys(names):
-        if name not in NOT_OUTCOMES:
+    before, after = (tracking.facts(store, run)["metrics"] for run in runs)
+    for name in {**before, **after}:
+        # Runs of earlier versions lack what is measured at the end.
+        younger = name.startswith(outputs.AT_END) and name not in before
+        if name not in NOT_OUTCOMES and not younger:
             found += _metric_differs(store, name, old, new)
     from fmnist_lab.models import saved
 
@@ -189,12 +191,12 @@ def compare(store: tracking.Store, old: str, new: str) -> list[Difference]:
     weights = (tracking.load_model(uri, store, saved.load)[0].get_weights() for uri in uris)
     if apart := _apart(*weights):
         found.append(Difference("weights", apart))
-    before, after = (tracking.read_predictions(store, run)[0] for run in runs)
-    if apart := _apart([before], [after]):
+    first, second = (tracking.read_predictions(store, run)[0] for run in runs)
+    if apart := _apart([first], [second]):
         found.append(Difference("predicted probabilities", apart))
-        if before.shape == after.shape:
-            changed = int((before.argmax(axis=-1) != after.argmax(axis=-1)).sum())
-            found.append(Difference("predicted labels", f"{changed:,} of {len(before):,}"))
+        if first.shape == second.shape:
+            changed = int((first.argmax(axis=-1) != second.argmax(axis=-1)).sum())
+            found.append(Difference("predicted labels", f"{changed:,} of {len(first):,}"))
     return found
 
 

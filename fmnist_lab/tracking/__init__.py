@@ -21,6 +21,7 @@ from fmnist_lab.tracking.listing import member_rows as member_rows
 from fmnist_lab.tracking.listing import own_rows as own_rows
 from fmnist_lab.tracking.listing import sweep_summaries as sweep_summaries
 from fmnist_lab.tracking.modelfiles import load_model as load_model
+from fmnist_lab.tracking.modelfiles import read_calibration as read_calibration
 from fmnist_lab.tracking.orphans import heal as heal
 from fmnist_lab.tracking.query import FOLDER_TAG as FOLDER_TAG
 from fmnist_lab.tracking.query import SEARCH_TAG as SEARCH_TAG

@@ -97,6 +97,8 @@ class TrainedModel:
         inputs: Type and shape of a batch of inputs, such as ("uint8", (-1, 28, 28)); None in the
             journals of earlier versions.
         outputs: The same of its outputs.
+        calibration: The content of its file `calibration.json`, which `evaluation.confidence`
+            describes; None if it has no such file.
     """
 
     file: str
@@ -104,6 +106,7 @@ class TrainedModel:
     metrics: Metrics | None = None
     inputs: tuple[str, Sequence[int]] | None = None
     outputs: tuple[str, Sequence[int]] | None = None
+    calibration: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)

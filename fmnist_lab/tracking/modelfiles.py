@@ -6,16 +6,20 @@ journal holds, so that no process needs Keras to deliver a model.
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from importlib import metadata
+from math import inf
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from fmnist_lab.errors import UserError
+from fmnist_lab.evaluation.confidence import Scaling
 from fmnist_lab.system import durable
 from fmnist_lab.texts import NAME_LENGTH, line
 from fmnist_lab.tracking import bounds
@@ -27,6 +31,7 @@ from fmnist_lab.tracking.store import Store
 
 M = TypeVar("M")
 
+CALIBRATION = "calibration.json"
 REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pillow")
 # The modules whose copies MLflow runs to serve a model. They are a package of another name, so that
 # they never stand in the way of an installed fmnist_lab.
@@ -100,6 +105,8 @@ def write(folder: Path, file: Path, event: TrainedModel, description: Any) -> No
     data = folder / "data"
     data.mkdir()
     shutil.copyfile(file, data / "model.keras")
+    if event.calibration is not None:
+        (folder / CALIBRATION).write_text(json.dumps(event.calibration), encoding="utf-8")
     (data / "keras_module.txt").write_text("keras", encoding="utf-8")
     python = platform.python_version()
     requirements = [f"{library}=={metadata.version(library)}" for library in REQUIRED]
@@ -239,6 +246,67 @@ def load_model(
     known = description.metadata
     names = known.get("class_names") if isinstance(known, Mapping) else None
     return model, tuple(map(line, names)) if isinstance(names, list) and names else None
+
+
+def read_calibration(uri: str, store: Store) -> tuple[Scaling | None, str]:
+    """Return the temperature and the threshold that are kept with a model, and the model's run.
+
+    Args:
+        uri: As for `load_model`.
+        store: The store that the URI refers to.
+
+    Returns:
+        Both, or None if the model has none, as one that was trained without held-out images; and
+        the id of the run that made it, "" if its description names none.
+
+    Raises:
+        UserError: The model is not there, or its file is damaged.
+    """
+    import yaml
+
+    use(store)
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            folder = download(uri, place)
+            if not folder.is_dir():
+                return None, ""
+            bounds.check_yaml(text := (folder / "MLmodel").read_bytes())
+            run_id = str((yaml.safe_load(text) or {}).get("run_id") or "")
+            file = folder / CALIBRATION
+            if not file.is_file():
+                return None, run_id
+            if file.stat().st_size > bounds.MOST_TEXT:
+                raise ValueError(f"it has {file.stat().st_size:,} bytes")
+            return scaling_of(json.loads(file.read_text(encoding="utf-8"))), run_id
+        except Exception as error:
+            if kind(error) in (Kind.AWAY, Kind.DISK):
+                raise refused(store, error) from error
+            raise UserError(
+                f"the {CALIBRATION} of the model '{line(uri, NAME_LENGTH)}' cannot be read: "
+                f"{reason(error)}"
+            ) from None
+
+
+def scaling_of(values: Any) -> Scaling:
+    """Return what a model's `calibration.json` says.
+
+    Args:
+        values: Its content.
+
+    Raises:
+        ValueError: The content is none of ours.
+    """
+    wanted = [each.name for each in fields(Scaling)]
+    if not (isinstance(values, dict) and values.keys() >= set(wanted)):
+        raise ValueError(f"expected the keys {', '.join(wanted)}")
+    numbers = [values[name] for name in wanted]
+    if not all(type(each) in (int, float) and 0 <= each < inf for each in numbers):
+        raise ValueError(f"expected numbers, 0 or more, received {numbers}")
+    temperature, threshold, coverage, images = numbers
+    found = Scaling(float(temperature), float(threshold), float(coverage), int(images))
+    if not found.temperature or not 0 < found.coverage <= 1:
+        raise ValueError(f"received {found}, expected a temperature and a coverage above 0")
+    return found
 
 
 def _keras_file(flavors: Mapping[str, Any]) -> PurePath:

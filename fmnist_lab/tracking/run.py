@@ -264,16 +264,25 @@ class Run:
         self._log(events.DatasetUsed(name, digest, source, **describe(images)))
         self.tags({"data.digest": digest})
 
-    def model(self, model: keras.Model, class_names: Sequence[str]) -> None:
+    def model(
+        self,
+        model: keras.Model,
+        class_names: Sequence[str],
+        calibration: Mapping[str, float] | None = None,
+    ) -> None:
         """Keep a model with the metrics that were logged last.
 
         Args:
             model: Takes uint8 images, shape (batch, height, width) or with channels behind, and
                 returns float32 probabilities, shape (batch, classes).
             class_names: The names of the classes.
+            calibration: The content of the model's `calibration.json`; None: it gets none.
         """
-        ends = [(end.dtype, (-1, *end.shape[1:])) for end in (model.inputs[0], model.outputs[0])]
-        event = events.TrainedModel("model.keras", list(class_names), self._latest, *ends)
+        ends = model.inputs[0], model.outputs[0]
+        inputs, outputs = ((end.dtype, (-1, *end.shape[1:])) for end in ends)
+        kept = dict(calibration) if calibration else None
+        names = list(class_names)
+        event = events.TrainedModel("model.keras", names, self._latest, inputs, outputs, kept)
         self._file("model.keras", model.save, event=event)
 
     def finish(self) -> None:
