@@ -123,9 +123,9 @@ def _newest_run(store: tracking.Store) -> str:
         lost = tracking.damage(store, run.run_id, model_alone=True)
         if not lost:
             return run.run_id
+        again = "; its command with resume=true makes them again" if "files" in lost else ""
         print(
-            f"Passing over the newer run '{run.name}' ({run.run_id}), which {lost}; its command "
-            "with resume=true makes them again.",
+            f"Passing over the newer run '{run.name}' ({run.run_id}), which {lost}{again}.",
             file=sys.stderr,
         )
     raise UserError(
