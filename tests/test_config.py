@@ -136,7 +136,7 @@ REFUSED = [
     ("trainer.epochs=(", "trainer.epochs", "(", "quotes"),
     ("model=mlp,linear", "model", "several values, mlp,linear", "add -m"),
     ("name=ü", "name", "ü", "\"name='ü'\""),
-    ("name=it's", "name", "it's", "\"name='it\\'s'\""),
+    ("name=it's", "name", "it's", r'''"name='it\\'s'"'''),
     # values that contradict each other
     ("job=evaluate", "model_uri", "null", "runs:/RUN_ID/model"),
     ("model_uri=runs:/1/model", "model_uri", "runs:/1/model", "job=evaluate"),

@@ -14,6 +14,7 @@ from tracked import First, train_here
 
 from fmnist_lab import predict
 from fmnist_lab.errors import UserError
+from fmnist_lab.tracking import Store, choose_model
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,20 @@ def refuse(ask):
         return one_line(err)
 
     return refuse
+
+
+def test_a_run_without_a_model_is_passed_over(tmp_path):
+    """Any client of a store can make one that calls itself a training."""
+    from mlflow import MlflowClient
+
+    store = Store.locate(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment, client = store.open(None), MlflowClient(store.uri)
+    run = client.create_run(experiment, tags={"job": "train"}, run_name="x").info.run_id
+    client.set_terminated(run, "FINISHED")
+    with pytest.raises(UserError, match="no finished run with a model in "):
+        choose_model(store)
+    with pytest.raises(UserError, match="has kept no model"):
+        choose_model(store, "x")
 
 
 def image_file(path: Path, pixels: np.ndarray, **options: Any) -> str:

@@ -120,10 +120,10 @@ def check_finished(store: Store, run: RunRef, *, model_alone: bool = True) -> No
             f"{named} is {status} and has no finished model; expected a finished run: its command "
             "with resume=true makes it one"
         )
-    if lost := damage(store, run.run_id, model_alone=model_alone):
-        raise UserError(f"{named} {lost}; {MADE_AGAIN}")
     if not models:
         raise UserError(f"{named} has kept no model; expected a run that has")
+    if lost := damage(store, run.run_id, model_alone=model_alone):
+        raise UserError(f"{named} {lost}; {MADE_AGAIN}")
 
 
 def is_better_higher(metric: str) -> bool:
@@ -187,9 +187,8 @@ def _first_whole(
         lost = damage(store, run.run_id, model_alone=True)
         if not lost:
             return run, tuple(passed)
-        passed.append(
-            f"Passing over the run '{run.name}' ({run.run_id}), which {lost}; {MADE_AGAIN}."
-        )
+        again = f"; {MADE_AGAIN}" if "files" in lost else ""
+        passed.append(f"Passing over the run '{run.name}' ({run.run_id}), which {lost}{again}.")
     return None, ()
 
 

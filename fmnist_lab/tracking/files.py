@@ -73,7 +73,11 @@ def damage(store: Store, run_id: str, *, thorough: bool = True, model_alone: boo
         nothing is wrong.
     """
     with asking(store) as client:
-        return _damage(client, client.get_run(run_id), thorough, model_alone)
+        run = client.get_run(run_id)
+        # Any client of the store can make a run that calls itself a training.
+        if model_alone and not _ready(client, run):
+            return "has no model"
+        return _damage(client, run, thorough, model_alone)
 
 
 def damaged(store: Store, experiment: str, run_ids: Sequence[str]) -> set[str]:
