@@ -17,6 +17,8 @@ from fmnist_lab.runs.sides import Words, plain, predictions_of, show_sides, side
 from fmnist_lab.system.terminal import printout
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fmnist_lab.studies.comparison import Result, Side, Verdict
 
 
@@ -56,11 +58,17 @@ def compare(
         if as_json:
             print(json.dumps(_as_record((first, second), verdict), indent=2, allow_nan=False))
         else:
-            _show((first, second), verdict)
+            show(printout(), (first, second), verdict)
 
 
-def _show(sides: Sequence[Side], verdict: Verdict) -> None:
-    console = printout()
+def show(console: Console, sides: Sequence[Side], verdict: Verdict) -> None:
+    """Print a comparison.
+
+    Args:
+        console: Where to.
+        sides: A and B.
+        verdict: What was found.
+    """
     show_sides(console, sides)
     console.print()
     if verdict.differences:

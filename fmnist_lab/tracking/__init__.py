@@ -32,6 +32,7 @@ from fmnist_lab.tracking.query import member_tag as member_tag
 from fmnist_lab.tracking.query import members_of as members_of
 from fmnist_lab.tracking.query import tag as tag
 from fmnist_lab.tracking.reading import facts as facts
+from fmnist_lab.tracking.reading import file_names as file_names
 from fmnist_lab.tracking.reading import origin as origin
 from fmnist_lab.tracking.reading import read_file as read_file
 from fmnist_lab.tracking.reading import read_predictions as read_predictions

@@ -86,6 +86,12 @@ def _fetch_at_most(uri: str, file: str, most: int) -> bytes:
         return _read_at_most(download(uri, folder), most)
 
 
+@asks
+def file_names(store: Store, run_id: str) -> list[str]:
+    """Return the names of the files, in no folder, that were kept with a run."""
+    return [each.path for each in client_of(store).list_artifacts(run_id) if not each.is_dir]
+
+
 def read_predictions(store: Store, run_id: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the predictions of a run's model for the test set.
 

@@ -131,9 +131,9 @@ def _read(store: Store, experiment: str, where: str) -> list[dict[str, Any]] | N
     import sqlalchemy
 
     data = {run.run_uuid: SimpleNamespace(params={}, metrics={}, tags={}) for run in runs}
-    some = sqlalchemy.bindparam("some", expanding=True)
+    some: Any = sqlalchemy.bindparam("some", expanding=True)
     # Most tags are no columns.
-    names = sqlalchemy.bindparam("names", [*TAG_COLUMNS, *OTHER_TAGS], expanding=True)
+    names: Any = sqlalchemy.bindparam("names", [*TAG_COLUMNS, *OTHER_TAGS], expanding=True)
     columns = {
         "params": "value FROM params WHERE",
         "tags": f"value FROM tags WHERE (key IN :names OR key LIKE '{SWEEP_TAG}%') AND",
