@@ -87,8 +87,6 @@ def test_a_module_of_that_name_is_the_function_too(name):
         ("trainer.epochs=many",),
         ("model=nope",),
         ("seed=1,2",),
-        ("--nope",),
-        ("optimizer.learning_rate=[",),
         ("data.train_limit=70000", "data.dir={data}"),
     ],
 )
@@ -208,43 +206,37 @@ def test_what_a_database_is_asked_directly_is_what_mlflow_answers(swept, here):
         asked = list(tables.rows(store, "fmnist_lab", where))
         assert read == asked
         assert len(read) > 0
-    with pytest.raises(lab.UserError, match=r"--filter: received 'nope\.a = 1', which MLflow"):
-        lab.runs("params.a = 1 and nope.a = 1")
+    with pytest.raises(lab.UserError, match=r"--filter: received 'params\.a = 1 .*', which MLflow"):
+        lab.runs("params.a = 1")
 
 
-@pytest.mark.parametrize("scale", [1, 255])
-def test_a_model_of_ones_own(backend, real_data, hydra_here, scale):
+def test_a_model_of_ones_own(backend, real_data, hydra_here):
+    """It takes images divided by 255, as in the tutorial."""
     import keras
 
     data = lab.load_data(train_limit=300, test_limit=100)
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [
-            keras.Input((28, 28), dtype="uint8" if scale == 1 else "float32"),
-            keras.layers.Rescaling(scale / 255),
+            keras.Input((28, 28)),
             keras.layers.Flatten(),
             keras.layers.Dense(10, activation="softmax"),
         ],
         name="mine",
     )
-    arrays = (
-        (data.train_images / 255, data.train_labels),
-        (data.test_images / 255, data.test_labels),
-    )
-    run = lab.train(model, data if scale == 1 else arrays, "sgd", epochs=2, engine="graph")
+    train = data.train_images / 255, data.train_labels
+    arrays = train, (data.test_images / 255, data.test_labels)
+    run = lab.train(model, arrays, "sgd", epochs=2, engine="graph")
     assert run.model is model
     assert run.params == {
-        "model": "mine",
-        "optimizer": "SGD",
-        "optimizer.learning_rate": 0.01,
-        "trainer.epochs": 2,
-        "trainer.batch_size": 32,
-        "seed": 0,
+        **{"model": "mine", "optimizer": "SGD", "optimizer.learning_rate": 0.01},
+        **{"trainer.epochs": 2, "trainer.batch_size": 32, "seed": 0},
     }
     correct = run.predictions.probabilities.argmax(axis=1) == data.test_labels
     assert run.accuracy == pytest.approx(correct.mean())
+    assert run.accuracy > 0.3
     kept = lab.runs("params.model = 'mine'")[0]
-    image = data.test_images[0] if scale == 1 else data.test_images[0] / 255
+    image = data.test_images[0] / 255
     np.testing.assert_array_equal(kept.predict(image), run.predict(image[None])[0])
     assert kept.figures["prediction_0"].png == run.figures["prediction_0"].png
     assert math.isfinite(lab.runs(run.name)[0].gap)

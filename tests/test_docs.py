@@ -1,4 +1,4 @@
-"""The pages about the Python API and the notebooks: each block of code runs, each command is one."""
+"""The pages about the Python API and the notebooks: their code runs, their commands exist."""
 
 import json
 import re

@@ -65,7 +65,11 @@ def runs(
 
 
 def _is_filter(words: str) -> bool:
-    """Return whether words are a filter of MLflow's, rather than a run's id or name."""
+    """Return whether words are a filter of MLflow's, rather than a run's id or name.
+
+    >>> [_is_filter(words) for words in ("params.model = 'mlp'", "status = 'FAILED'", "h128 e5.s0")]
+    [True, True, False]
+    """
     kinds = ("param", "parameter", "metric", "tag", "attribute", "attr", "run", "dataset")
     first = words.lstrip().partition(".")[0].lower()
     return (first.rstrip("s") in kinds and "." in words) or words.split(" ")[0] in _ATTRIBUTES

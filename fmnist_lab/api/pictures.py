@@ -51,6 +51,9 @@ class Pictures(Mapping[str, Picture]):
 
     Args:
         makers: What makes each of them, by name.
+
+    >>> Pictures({"gap": lambda: b"PNG"})["gap"].png
+    b'PNG'
     """
 
     def __init__(self, makers: Mapping[str, Callable[[], bytes]]) -> None:

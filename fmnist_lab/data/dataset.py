@@ -212,6 +212,10 @@ def of_arrays(
 
     Raises:
         UserError: The arrays do not fit together.
+
+    >>> images, labels = np.zeros((3, 8, 9)), np.array([0, 1, 1])
+    >>> of_arrays(images, labels, images[:2], labels[:2]).class_names
+    ('0', '1')
     """
     images = np.asarray(train_images), np.asarray(test_images)
     labels = [np.asarray(each).reshape(-1) for each in (train_labels, test_labels)]
