@@ -229,8 +229,12 @@ def test_a_model_of_ones_own(backend, real_data, hydra_here):
     run = lab.train(model, arrays, "sgd", epochs=2, engine="graph")
     assert run.model is model
     assert run.params == {
-        **{"model": "mine", "optimizer": "SGD", "optimizer.learning_rate": 0.01},
-        **{"trainer.epochs": 2, "trainer.batch_size": 32, "seed": 0},
+        "model": "mine",
+        "optimizer": "SGD",
+        "optimizer.learning_rate": 0.01,
+        "trainer.epochs": 2,
+        "trainer.batch_size": 32,
+        "seed": 0,
     }
     correct = run.predictions.probabilities.argmax(axis=1) == data.test_labels
     assert run.accuracy == pytest.approx(correct.mean())
