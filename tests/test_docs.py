@@ -160,4 +160,8 @@ def test_a_notebook_runs(real_data, tmp_path, monkeypatch, notebook):
     shown = [part for cell in code for part in cell.outputs if part.output_type != "stream"]
     assert sum("image/png" in part.get("data", {}) for part in shown) >= 1
     assert not [part for cell in code for part in cell.outputs if part.get("name") == "stderr"]
+    texts = [
+        part.get("text") or part.data.get("text/html", "") for cell in code for part in cell.outputs
+    ]
+    assert "\x1b[" not in "".join(texts)  # nothing that only a terminal understands
     assert {"mlflow.db", "mlruns"} <= {path.name for path in folder.iterdir()}

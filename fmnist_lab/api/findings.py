@@ -36,7 +36,9 @@ class Told:
         from rich.console import Console
 
         out = io.StringIO()
-        self._show(Console(file=out, width=WIDTH, highlight=False, force_jupyter=False))
+        # A kernel's FORCE_COLOR would put the codes of colours into the text.
+        plain: Any = {"force_jupyter": False, "force_terminal": False, "color_system": None}
+        self._show(Console(file=out, width=WIDTH, highlight=False, **plain))
         return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
     def __repr__(self) -> str:
