@@ -353,6 +353,46 @@ def artifacts_at(uri: str) -> Any:
     return get_artifact_repository(uri)
 
 
+def fitting_runs(store: Any, experiment_id: str, where: str) -> list[Any] | None:
+    """Return the rows of runs that fit a filter, straight from a database, the newest first.
+
+    MLflow makes objects of all that a run has, which takes half a minute for 10,000 runs.
+
+    Args:
+        store: What `store_behind` returns.
+        experiment_id: The id of an experiment.
+        where: MLflow's filter; "" for all active runs.
+
+    Returns:
+        Rows with run_uuid, name, status, start_time and end_time; None if the store is no database,
+        or a release has moved a name, which costs only time.
+    """
+    if getattr(store, "engine", None) is None:
+        return None
+    from mlflow.utils.search_utils import SearchUtils
+    from sqlalchemy import select
+
+    try:
+        from mlflow.store.tracking import sqlalchemy_store as sql
+
+        clauses, table = sql._get_sqlalchemy_filter_clauses, sql.SqlRun
+        session_of, dialect = store.ManagedSessionMaker, store._get_dialect()
+    except (ImportError, AttributeError):
+        return None
+    parsed = SearchUtils.parse_search_filter(where)
+    with session_of() as session:
+        own, joined, datasets = clauses(parsed, session, dialect)
+        names = ("run_uuid", "name", "status", "start_time", "end_time")
+        asked = select(*(getattr(table, name) for name in names))
+        for each in joined:
+            asked = asked.join(each, table.run_uuid == each.c.run_uuid)
+        for each in datasets:
+            asked = asked.join(each, table.run_uuid == each.c.destination_id)
+        here = table.experiment_id == int(experiment_id), table.lifecycle_stage == "active"
+        asked = asked.filter(*here, *own).distinct()
+        return list(session.execute(asked.order_by(table.start_time.desc(), table.run_uuid)))
+
+
 def latest_metrics(data: Any) -> list[Any]:
     """Return the latest value of each metric of a run, with its step, from the run's `data`.
 

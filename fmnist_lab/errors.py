@@ -92,6 +92,22 @@ def ended_by(error: KeyboardInterrupt) -> str:
 
 
 @contextmanager
+def raised() -> Iterator[None]:
+    """Make a `UserError` of an error about a file that cannot be used, if a person can mend it.
+
+    Raises:
+        UserError: With the sentence that `reported` would print.
+    """
+    try:
+        yield
+    except OSError as error:
+        told = _told(error)
+        if not told:
+            raise
+        raise UserError(told) from error
+
+
+@contextmanager
 def reported() -> Iterator[None]:
     """Print a `UserError`, or the error about a file that cannot be used, as one line and exit.
 
@@ -102,16 +118,11 @@ def reported() -> Iterator[None]:
             SIGHUP, the shell's 128 + signal.
     """
     try:
-        yield
+        with raised():
+            yield
     except UserError as error:
         # A received value, or a folder's name, may hold line breaks and control characters.
         print(f"error: {line(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:
-        told = _told(error)
-        if not told:
-            raise
-        print(f"error: {line(told)}", file=sys.stderr)
         raise SystemExit(2) from None
     except Terminated as end:
         raise SystemExit(128 + end.number) from None

@@ -67,7 +67,8 @@ class Classifier:
         """Return the probability of each class.
 
         Args:
-            images: One image or a batch, uint8, shape (28, 28) or (n, 28, 28), 0 to 255.
+            images: One image or a batch, uint8, shape (28, 28) or (n, 28, 28), 0 to 255; for a
+                model of your own in the scale that it takes.
 
         Returns:
             float32 probabilities, shape (classes,) for one image or (n, classes) for a batch.
@@ -86,6 +87,12 @@ class Classifier:
             raise UserError(f"images: received no array ({reason}), {expected}") from None
         if shape not in (given.shape, given.shape[1:]):
             raise UserError(f"images: received shape {given.shape}, {expected}")
+        taken = np.dtype(self.model.inputs[0].dtype)
+        if taken != np.uint8 and given.dtype.kind in "uif":
+            # A model of somebody's own, which takes images in a scale of its own.
+            given = given.astype(taken)
+            rows = engines.predict(self.model, given if given.shape[1:] == shape else given[None])
+            return rows if given.shape[1:] == shape else rows[0]
         with np.errstate(invalid="ignore"):
             pixels = given.astype(np.uint8) if given.dtype.kind in "uif" else None
         if pixels is None or not np.array_equal(pixels, given):

@@ -20,11 +20,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from fmnist_lab import compat
+from fmnist_lab import Door, compat
 from fmnist_lab.config import flags, primary
 from fmnist_lab.config.help import usage
 from fmnist_lab.config.overrides import check_groups, explained
-from fmnist_lab.errors import UserError, reported
+from fmnist_lab.errors import UserError, raised, reported
 from fmnist_lab.sweep import pairs
 from fmnist_lab.sweep.task import Task
 from fmnist_lab.system import process
@@ -42,37 +42,65 @@ def main(*overrides: str) -> None:
     Raises:
         SystemExit: It cannot be done, as `errors.reported` has said.
     """
-    task = Task()
+    with _called(overrides) as typed, process.left_as_found(), reported():
+        _carry_out(typed, Task())
+
+
+def call(overrides: Sequence[str], task: Task) -> None:
+    """Do what `main` does for a caller in Python, whom errors reach as exceptions.
+
+    Args:
+        overrides: The words of a command line.
+        task: The task, which afterwards knows its sweep.
+
+    Raises:
+        UserError: It cannot be done, for the reason that `main` would print.
+        SystemExit: 1 if a job of a sweep has failed.
+    """
+    with _called(overrides, own=True) as typed, process.left_as_found(), raised():
+        try:
+            _carry_out(typed, task)
+        except SystemExit:
+            if task.failure is None:
+                raise
+            raise task.failure from task.failure.__cause__
+
+
+def _carry_out(typed: Sequence[str], task: Task) -> None:
+    """Compose the config of a command line, and do what it asks for.
+
+    Raises:
+        UserError: It cannot be done.
+    """
     compat.pass_over_byte_order_marks()
     pairs.add_zip()
-    with _called(overrides) as typed, process.left_as_found(), reported():
-        args = flags.parse(typed)
-        words = list(args.overrides)
-        try:
-            folder, name = primary.choose(args, _kept(args))
-            if args.help:
-                print(usage(folder, name, words, args.config_dir))
-            else:
-                _hydra(args, folder, name, task)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(explained(error, words)) from None
-        except (RecursionError, TypeError, ValueError, UserWarning) as error:
-            # Hydra has made a config of the command line, so the error is about something else.
-            if task.called:
-                raise
-            if isinstance(error, RecursionError):
-                raise UserError(TOO_DEEP) from None
-            if isinstance(error, UnicodeDecodeError):
-                raise UserError(
-                    f"a config file of yours is no text in UTF-8 ({error.reason} "
-                    f"0x{error.object[error.start]:02x} at {error.start}); save it as UTF-8"
-                ) from None
-            check_groups(words)
-            if not _is_hydras(error):
-                raise
-            raise UserError(explained(error, words)) from None
-        finally:
-            primary.forget()
+    args = flags.parse(typed)
+    words = list(args.overrides)
+    try:
+        folder, name = primary.choose(args, _kept(args))
+        if args.help:
+            print(usage(folder, name, words, args.config_dir))
+        else:
+            _hydra(args, folder, name, task)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explained(error, words)) from None
+    except (RecursionError, TypeError, ValueError, UserWarning) as error:
+        # Hydra has made a config of the command line, so the error is about something else.
+        if task.called:
+            raise
+        if isinstance(error, RecursionError):
+            raise UserError(TOO_DEEP) from None
+        if isinstance(error, UnicodeDecodeError):
+            raise UserError(
+                f"a config file of yours is no text in UTF-8 ({error.reason} "
+                f"0x{error.object[error.start]:02x} at {error.start}); save it as UTF-8"
+            ) from None
+        check_groups(words)
+        if not _is_hydras(error):
+            raise
+        raise UserError(explained(error, words)) from None
+    finally:
+        primary.forget()
 
 
 def _kept(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -140,14 +168,22 @@ def _driven(composed: DictConfig, task: Task) -> contextlib.AbstractContextManag
 
 
 @contextlib.contextmanager
-def _called(overrides: Sequence[str]) -> Iterator[list[str]]:
+def _called(overrides: Sequence[str], *, own: bool = False) -> Iterator[list[str]]:
     """Put the overrides where Hydra looks for them, and put Hydra's own state aside meanwhile.
+
+    Args:
+        overrides: The overrides; without any, those of the command line count.
+        own: Whether that of the command line is somebody else's in any case.
 
     Yields:
         The overrides that count.
     """
     argv, hydra_before = sys.argv, GlobalHydra.instance().hydra
-    if overrides or (process.in_ipython() and argv[1:] == sys.orig_argv[1:][-len(argv[1:]) :]):
+    if (
+        own
+        or overrides
+        or (process.in_ipython() and argv[1:] == sys.orig_argv[1:][-len(argv[1:]) :])
+    ):
         sys.argv = [__file__, *overrides]
     # A notebook may have called `hydra.initialize`, and there is only one instance of Hydra.
     GlobalHydra.instance().clear()
@@ -167,3 +203,4 @@ else:
     # `%run -m fmnist_lab.run` in a notebook that has imported this module does no harm.
     found = r"'fmnist_lab\.run' found in sys\.modules"
     warnings.filterwarnings("ignore", found, RuntimeWarning, "runpy")
+    sys.modules[__name__].__class__ = Door

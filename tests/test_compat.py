@@ -317,6 +317,20 @@ def artifacts_at():
 
 
 @contract("mlflow")
+def fitting_runs():
+    from mlflow.store.tracking import sqlalchemy_store as sql
+
+    assert list(inspect.signature(sql._get_sqlalchemy_filter_clauses).parameters) == [
+        "parsed",
+        "session",
+        "dialect",
+    ]
+    assert sql.SqlAlchemyStore._get_dialect
+    assert {"run_uuid", "name", "status", "start_time", "end_time"} <= vars(sql.SqlRun).keys()
+    assert compat.fitting_runs(object(), "1", "") is None
+
+
+@contract("mlflow")
 def latest_metrics():
     from mlflow.entities import Metric, RunData
 

@@ -17,6 +17,7 @@ from fmnist_lab import figures, run
 from fmnist_lab.errors import UserError
 from fmnist_lab.predict import load
 from fmnist_lab.system import process
+from fmnist_lab.system.terminal import printout
 from fmnist_lab.training import runtime as backend_module
 
 SMALL = ("debug=smoke", "tracking=local")
@@ -133,6 +134,14 @@ def test_a_notebooks_process_is_not_ended_by_a_program_in_it(monkeypatch):
     process.run(lambda: done.append("done"))
     assert done
     assert not process.ours
+
+
+def test_a_kernel_is_no_terminal(monkeypatch):
+    """It asks for colours, but cannot go back to an earlier line."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert printout().is_terminal
+    monkeypatch.setattr(process, "in_ipython", lambda: True)
+    assert not printout().is_terminal
 
 
 def test_a_notebook_may_call_main_and_then_run_the_module(doors, tmp_path):

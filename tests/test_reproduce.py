@@ -10,10 +10,11 @@ from doors import QUICK, one_line
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from fmnist_lab import config, run
+from fmnist_lab import config
 from fmnist_lab.errors import UserError
 from fmnist_lab.jobs import kept as earlier
 from fmnist_lab.jobs import train
+from fmnist_lab.run import main
 from fmnist_lab.runs import reproduce as verb
 from fmnist_lab.runs.__main__ import app
 from fmnist_lab.tracking import RunRef, Store
@@ -308,7 +309,7 @@ def composed(store, capsys):
 
     def call(*words: str) -> dict:
         config_of = ("--cfg", "job", "--config-name", "runs:/first")
-        run.main(*config_of, f"tracking.uri={store.uri}", *words)
+        main(*config_of, f"tracking.uri={store.uri}", *words)
         return OmegaConf.to_container(OmegaConf.create(capsys.readouterr().out))
 
     return call

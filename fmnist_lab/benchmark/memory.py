@@ -83,7 +83,7 @@ def beginning() -> Any:
 
 def _job(width: int, seed: int, engine: str) -> float:
     """Run a job here; return the seconds until its first epoch began."""
-    from fmnist_lab import run
+    from fmnist_lab.run import main
 
     sys.argv[1:] = [
         *(f"model.hidden_units={width}", f"seed={seed}", "trainer.epochs=1"),
@@ -92,7 +92,7 @@ def _job(width: int, seed: int, engine: str) -> float:
     ]
     began = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
-        run.main()
+        main()
     return _moments[-1] - began
 
 

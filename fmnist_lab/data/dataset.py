@@ -9,7 +9,7 @@ database of handwritten digits".
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import numpy as np
 from fmnist_lab.data.idx import IdxDataset, IdxFile, fault, parse, sha256
 from fmnist_lab.data.noise import Noise
 from fmnist_lab.data.sources import find, read_dir
+from fmnist_lab.errors import UserError
 
 # They keep the random numbers of the split, and those of a sample of the training images, apart
 # from other uses of the same seed.
@@ -183,13 +184,72 @@ def load(
         *(train_images[cut], labels[1]),
         *(test_images[test], test_labels[test]),
     )
-    digest = hashlib.sha256()
-    for array in (*arrays, *(each for each in clean if each is not None)):
+    entering = [*arrays, *(each for each in clean if each is not None)]
+    for array in entering:
         array.setflags(write=False)
-        digest.update(f"{array.shape}\n".encode())
-        digest.update(array.reshape(-1).data)
-    named = dataset.class_names, dataset.name, digest.hexdigest(), source
+    named = dataset.class_names, dataset.name, _digest(entering), source
     return Dataset(*arrays, *named, *clean)
+
+
+def of_arrays(
+    train_images: np.ndarray,
+    train_labels: np.ndarray,
+    test_images: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    class_names: Sequence[str] | None = None,
+    name: str = "arrays",
+) -> Dataset:
+    """Return arrays as a data set, whose images may be of any type.
+
+    Args:
+        train_images: Shape (n, height, width), perhaps with channels behind.
+        train_labels: Whole numbers from 0, shape (n,) or (n, 1).
+        test_images: Like the training images.
+        test_labels: Like their labels.
+        class_names: One name per class; None: those of Fashion-MNIST for ten classes, or numbers.
+        name: The data set's name.
+
+    Raises:
+        UserError: The arrays do not fit together.
+
+    >>> images, labels = np.zeros((3, 8, 9)), np.array([0, 1, 1])
+    >>> of_arrays(images, labels, images[:2], labels[:2]).class_names
+    ('0', '1')
+    """
+    images = np.asarray(train_images), np.asarray(test_images)
+    labels = [np.asarray(each).reshape(-1) for each in (train_labels, test_labels)]
+    sizes = {each.shape[1:] for each in images}
+    if len(sizes) > 1 or any(
+        not len(some) or len(some) != len(each) for some, each in zip(images, labels, strict=True)
+    ):
+        shapes = ", ".join(
+            str(each.shape) for pair in zip(images, labels, strict=True) for each in pair
+        )
+        raise UserError(
+            f"received training images and labels, test images and labels of shapes {shapes}, "
+            "expected images of one size, at least one, with one label for each"
+        )
+    if any(each.dtype.kind not in "iu" or each.min() < 0 for each in labels):
+        raise UserError(
+            f"received labels of type {labels[0].dtype} from {min(e.min() for e in labels)}, "
+            "expected whole numbers from 0"
+        )
+    classes = 1 + max(int(each.max()) for each in labels)
+    usual = FASHION_MNIST.class_names
+    names = tuple(class_names or (usual if classes == len(usual) else map(str, range(classes))))
+    none = images[0][:0], labels[0][:0]
+    arrays = images[0], labels[0], *none, images[1], labels[1]
+    return Dataset(*arrays, names, name, _digest(arrays), "memory")
+
+
+def _digest(arrays: Iterable[np.ndarray]) -> str:
+    """Return the SHA-256 of arrays: of each the shape, and the bytes in C order."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).data)
+    return digest.hexdigest()
 
 
 def _parse(

@@ -7,14 +7,18 @@ from fmnist_lab.config.schema import Config
 from fmnist_lab.jobs import build, outputs
 from fmnist_lab.jobs.job import Job
 from fmnist_lab.jobs.membership import Membership
+from fmnist_lab.jobs.outcome import Keep, Outcome
 
 
-def run(config: Config, member: Membership | None = None) -> dict[str, float]:
+def run(
+    config: Config, member: Membership | None = None, *, keep: Keep | None = None
+) -> dict[str, float]:
     """Reload a logged model, evaluate it, and keep the result as a run that points at the model.
 
     Args:
         config: A checked config.
         member: The job's place in a sweep, if it is in one.
+        keep: Called with the job's outcome.
 
     Returns:
         The metrics, under the same names as after training.
@@ -28,6 +32,8 @@ def run(config: Config, member: Membership | None = None) -> dict[str, float]:
     store = tracking.Store.locate(config.tracking.uri, for_writing=kept)
     job = Job(config, member, store if kept else None)
     if job.answered is not None:
+        if keep:
+            keep(job.answer())
         return dict(job.answered.metrics)
     from fmnist_lab.models import saved
 
@@ -43,4 +49,8 @@ def run(config: Config, member: Membership | None = None) -> dict[str, float]:
         outputs.keep_results(run, probabilities["test"], job.dataset)
         check_signals()
     job.screen.result(metrics, run)
+    if keep:
+        params = {"model_uri": uri}
+        seen = {"model": model, "dataset": job.dataset, "probabilities": probabilities["test"]}
+        keep(Outcome(run.name, "FINISHED", job.store, run.id, params, metrics, **seen))
     return metrics

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from fmnist_lab import tracking
+from fmnist_lab.config import naming
 from fmnist_lab.config.schema import Config
 from fmnist_lab.errors import UserError
 from fmnist_lab.jobs import build, resume
 from fmnist_lab.jobs.membership import Membership
+from fmnist_lab.jobs.outcome import Outcome
 from fmnist_lab.jobs.screen import Screen
 from fmnist_lab.system import provenance, signals
 
@@ -57,6 +59,13 @@ class Job:
             see = store.command("runs", "ui", earlier.run_id)
             self.screen.answered(earlier.name, earlier.run_id, earlier.metrics, see)
             self.answered = earlier
+
+    def answer(self) -> Outcome:
+        """Return the outcome of the earlier run that has answered the config."""
+        found = self.answered
+        assert found is not None
+        params = naming.params(self.config)
+        return Outcome(found.name, found.status, self.store, found.run_id, params, found.metrics)
 
     def _start_device(self) -> None:
         """Start TensorFlow, and say so if it cannot have the number of threads that was asked for.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -16,8 +16,22 @@ from fmnist_lab.evaluation import confidence, conformal
 
 if TYPE_CHECKING:
     import keras
+    from matplotlib.figure import Figure
 
     from fmnist_lab.training.loop import Epoch
+
+
+class Keeper(Protocol):
+    """What takes the outputs of a job: a run of the store, or a result in memory."""
+
+    def figure(self, file: str, draw: Callable[[], Figure]) -> None:
+        """Take a figure under a file's name."""
+
+    def arrays(self, file: str, **arrays: np.ndarray) -> None:
+        """Take arrays."""
+
+    def json(self, value: Mapping[str, Any], file: str) -> None:
+        """Take nested values."""
 
 
 def predict(model: keras.Model, dataset: data.Dataset) -> dict[str, np.ndarray]:
@@ -199,7 +213,7 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def keep_results(run: tracking.Run, probabilities: np.ndarray, dataset: data.Dataset) -> None:
+def keep_results(run: Keeper, probabilities: np.ndarray, dataset: data.Dataset) -> None:
     """Keep the results of a finished model on the test set: predictions, scores, pictures.
 
     Args:
@@ -246,7 +260,7 @@ def keep_validation(
         run.arrays(tracking.VALIDATION, probabilities=held_out, labels=labels)
 
 
-def draw_data(run: tracking.Run, dataset: data.Dataset) -> None:
+def draw_data(run: Keeper, dataset: data.Dataset) -> None:
     """Draw the first of the training images."""
     images, labels, names = dataset.train_images, dataset.train_labels, dataset.class_names
     clean = dataset.clean_train_labels
@@ -262,7 +276,7 @@ def draw_data(run: tracking.Run, dataset: data.Dataset) -> None:
     )
 
 
-def draw_curves(run: tracking.Run, history: Sequence[Mapping[str, float]], chosen: int = 0) -> None:
+def draw_curves(run: Keeper, history: Sequence[Mapping[str, float]], chosen: int = 0) -> None:
     """Draw the metrics over the epochs.
 
     Args:

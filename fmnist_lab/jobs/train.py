@@ -17,6 +17,7 @@ from fmnist_lab.errors import DivergedError, UserError
 from fmnist_lab.jobs import build, kept, outputs, resume
 from fmnist_lab.jobs.job import Job
 from fmnist_lab.jobs.membership import Membership
+from fmnist_lab.jobs.outcome import Keep, Outcome
 from fmnist_lab.system import durable, provenance
 
 
@@ -26,6 +27,7 @@ def run(
     *,
     reproduces: str = "",
     engine_before: str = "",
+    keep: Keep | None = None,
 ) -> dict[str, float]:
     """Train a model as configured, evaluate it, and keep everything.
 
@@ -35,6 +37,7 @@ def run(
         reproduces: Id of the run that this one is to be compared with, if there is one.
         engine_before: The engine that trained that run, which `trainer.engine=auto` takes again if
             it is here.
+        keep: Called with the job's outcome.
 
     Returns:
         The last epoch's metrics, and its number as `epoch`; with `pause_after` those of that epoch,
@@ -47,6 +50,8 @@ def run(
     tracked = config.tracking.kind != "none"
     job = Job(config, member, tracking.Store.locate(config.tracking.uri) if tracked else None)
     if job.answered is not None:
+        if keep:
+            keep(job.answer())
         return _answer(job.store, job.answered, config.pause_after)
     training = _Training(job, engine_before)
     job.screen.heading(config, job.device, training.model, training.recipe.engine)
@@ -69,6 +74,8 @@ def run(
         else:
             training.keep_outputs(run)
         check_signals()
+    if keep:
+        keep(training.outcome(run))
     if training.is_paused:
         job.screen.paused(len(training.history), config.trainer.epochs, run)
         return training.result
@@ -151,6 +158,27 @@ class _Training:
         """The metrics of the last epoch that was asked for, and its number."""
         epoch = min(len(self.history), self.config.pause_after or len(self.history))
         return {**self.history[epoch - 1], "epoch": float(epoch)}
+
+    def outcome(self, run: tracking.Run) -> Outcome:
+        """Return what the training leaves behind.
+
+        Args:
+            run: Its run, which is closed.
+        """
+        chosen = self.keeper.chosen
+        return Outcome(
+            run.name,
+            "PAUSED" if self.is_paused else "FINISHED",
+            run.store,
+            run.id,
+            naming.params(self.config),
+            self.result,
+            self.history,
+            chosen.epoch if chosen else 0,
+            self.model,
+            self.dataset,
+            self.probabilities.get("test"),
+        )
 
     def keep_inputs(self, run: tracking.Run) -> None:
         """Keep the config, the versions of code and libraries, and pictures of the data."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fmnist_lab import run as door
 from fmnist_lab import tracking
 from fmnist_lab.errors import UserError, reported
+from fmnist_lab.run import main
 
 
 def again(run: str, /, *overrides: str, store: str | None = None) -> None:
@@ -27,4 +27,4 @@ def again(run: str, /, *overrides: str, store: str | None = None) -> None:
         place = tracking.Store.locate(store, for_writing=False)
         old = tracking.look_up(place, run)
     given = [f"tracking.uri={place.uri}"] if store else []
-    door.main("--config-name", f"runs:/{old.run_id}", *overrides, *given)
+    main("--config-name", f"runs:/{old.run_id}", *overrides, *given)

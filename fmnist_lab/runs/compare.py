@@ -17,6 +17,8 @@ from fmnist_lab.runs.sides import Words, plain, predictions_of, show_sides, side
 from fmnist_lab.system.terminal import printout
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fmnist_lab.studies.comparison import Result, Side, Verdict
 
 
@@ -56,18 +58,20 @@ def compare(
         if as_json:
             print(json.dumps(_as_record((first, second), verdict), indent=2, allow_nan=False))
         else:
-            show((first, second), verdict)
+            show(printout(), (first, second), verdict)
 
 
-def show(sides: Sequence[Side], verdict: Verdict, names: Sequence[str] = "AB") -> None:
+def show(
+    console: Console, sides: Sequence[Side], verdict: Verdict, names: Sequence[str] = "AB"
+) -> None:
     """Print what differs between two groups of runs, and whether it matters.
 
     Args:
+        console: Where to.
         sides: The two groups.
         verdict: What `comparison.compare` says of them.
         names: What they are called above the tables, which call them A and B.
     """
-    console = printout()
     show_sides(console, sides, names)
     console.print()
     if verdict.differences:

@@ -138,7 +138,7 @@ def _judged(
             f"'{candidate.name}' was not promoted, as it cannot be compared with {title}: {error}; "
             f"{stays}; --anyway promotes it all the same"
         ) from None
-    show((mine, its), verdict, ("A, the candidate", f"B, {title}"))
+    show(console, (mine, its), verdict, ("A, the candidate", f"B, {title}"))
     console.print()
     told = f"What decides: {found.words}. {found.basis}".strip()
     console.print(f"{told}\n", markup=False, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,13 +54,8 @@ def report(
         selection = select(place, sweeps, experiment, both(where, begun_since(since)))
         console = printout()
         names = ", ".join(each.name for each in selection.named)
-        command = _command(place, selection.named)
-        if facts := _facts(place, selection.named):
-            if axes is not None:
-                raise UserError(
-                    f"--axes: received {', '.join(axes)}, expected none for a search, whose report "
-                    "has no heat maps"
-                )
+        command = commands(place, selection.named) or provenance.command()
+        if facts := facts_of(place, selection.named, axes):
             _report_search(place, selection.runs, facts, output, title or names, command)
             return
         parts = summary.take_apart(selection.runs)
@@ -82,11 +78,18 @@ def report(
         console.print(f"written to {output}: {', '.join(file.name for file in files)}")
 
 
-def _facts(store: tracking.Store, named: list[tracking.RunRef]) -> dict[str, Any] | None:
+def facts_of(
+    store: tracking.Store, named: Sequence[tracking.RunRef], axes: Sequence[str] | None
+) -> dict[str, Any] | None:
     """Return the facts of the search that was named; None if none was.
 
+    Args:
+        store: Where it is.
+        named: What was named.
+        axes: The parameters that were asked for as those of heat maps.
+
     Raises:
-        UserError: It was named with others, or its facts are damaged.
+        UserError: It was named with others or with axes, or its facts are damaged.
     """
     from fmnist_lab.studies import search
 
@@ -96,6 +99,11 @@ def _facts(store: tracking.Store, named: list[tracking.RunRef]) -> dict[str, Any
             raise UserError(
                 f"received the search {each.name} with {len(named) - 1} more, expected a search by "
                 "itself; python -m fmnist_lab.runs compare compares runs"
+            )
+        if text and axes is not None:
+            raise UserError(
+                f"--axes: received {', '.join(axes)}, expected none for a search, whose report has "
+                "no heat maps"
             )
         if text:
             return search.facts_of(text)
@@ -125,7 +133,12 @@ def _report_search(
         console.print(f"\nwritten to {output}: {', '.join(file.name for file in files)}")
 
 
-def _command(store: tracking.Store, named: list[tracking.RunRef]) -> str:
-    """Return the command that made the runs, or else the command that reports on them."""
+def commands(store: tracking.Store, named: Sequence[tracking.RunRef]) -> str:
+    """Return the commands that made the sweeps among runs, one per line; "" if there are none.
+
+    Args:
+        store: Where they are.
+        named: The sweeps and runs.
+    """
     made = [tracking.facts(store, each.run_id)["tags"].get("sweep.command") for each in named]
-    return "\n".join(filter(None, made)) or provenance.command()
+    return "\n".join(filter(None, made))

@@ -86,8 +86,6 @@ def side_of(store: tracking.Store, words: Sequence[str], experiment: str | None)
     Raises:
         UserError: A word means nothing, or none of the runs is finished.
     """
-    from fmnist_lab.studies import comparison, summary
-
     settings = [word for word in words if _is_setting(word)]
     named = [word for word in words if not _is_setting(word)]
     try:
@@ -96,20 +94,39 @@ def side_of(store: tracking.Store, words: Sequence[str], experiment: str | None)
         mistyped = [word for word in named if "=" in word and " " not in word]
         if mistyped:
             # Neither a run nor a setting; the runs there are know which settings there are.
-            _having(
+            having(
                 select(store, [w for w in named if w not in mistyped], experiment).runs,
                 *mistyped[:1],
             )
         raise
     for setting in settings:
-        runs = _having(runs, setting)
+        runs = having(runs, setting)
+    return side_from(store, runs)
+
+
+def side_from(store: tracking.Store, runs: pd.DataFrame) -> Side:
+    """Return runs as a side.
+
+    Args:
+        store: Where they are.
+        runs: A table of them, as `tracking.find` returns it.
+
+    Raises:
+        UserError: None of the runs is finished.
+    """
+    from fmnist_lab.studies import comparison, summary
+
     taken = summary.take_apart(runs)
     tags = {run: tracking.facts(store, run)["tags"] for run in taken.used["run_id"]}
     return comparison.Side(taken, tags)
 
 
-def _having(runs: pd.DataFrame, setting: str) -> pd.DataFrame:
+def having(runs: pd.DataFrame, setting: str) -> pd.DataFrame:
     """Return the runs that have `key=value`.
+
+    Args:
+        runs: A table of runs, as `tracking.find` returns it.
+        setting: The key and the value.
 
     Raises:
         UserError: None has.

@@ -51,6 +51,7 @@ __all__ = [
     "Study",
     "Unused",
     "best",
+    "figures",
     "findings",
     "mean_curves",
     "summarize",
@@ -102,28 +103,47 @@ def write(
     Raises:
         UserError: No run is finished, or an axis was not varied.
     """
-    from fmnist_lab.studies import charts
-
     study = take_apart(runs)
     sides = heat_map_sides(study, axes)
-    metrics = charts.charted(study.summary)
-    points = {metric: mean_curves(study, curves, metric) for metric in metrics}
-    figures, others = _figures(study, sides, points, is_chosen=axes is not None)
+    points = _points(study, curves)
+    shown, others = _figures(study, sides, points, is_chosen=axes is not None)
     texts = {"results.csv": csv(_results(study)), "summary.csv": csv(study.summary)}
     if len(points["accuracy/gap"]):
         texts["curves.csv"] = csv(_curves(points))
     said = [*findings(study), *remarks]
-    texts["report.md"] = _markdown(study, figures, said, title, command)
-    pictures = drawn([*figures, *others])
+    texts["report.md"] = _markdown(study, shown, said, title, command)
+    pictures = drawn([*shown, *others])
     texts["report.html"] = page(
         title,
         {"": command},
         said,
-        pictures[: len(figures)],
+        pictures[: len(shown)],
         [*_tables(study), _every(study)],
-        pictures[len(figures) :],
+        pictures[len(shown) :],
     )
-    return keep(folder, texts, figures, pictures)
+    return keep(folder, texts, shown, pictures)
+
+
+def figures(study: Study, curves: pd.DataFrame, axes: Sequence[str] | None = None) -> list[Figure]:
+    """Return the figures of a report.
+
+    Args:
+        study: The runs, taken apart.
+        curves: As in `frames`.
+        axes: The two varied parameters of the heat maps; None: those with the most values.
+
+    Raises:
+        UserError: An axis was not varied.
+    """
+    sides = heat_map_sides(study, axes)
+    return _figures(study, sides, _points(study, curves), is_chosen=axes is not None)[0]
+
+
+def _points(study: Study, curves: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return the points against epochs of each metric that is drawn."""
+    from fmnist_lab.studies import charts
+
+    return {metric: mean_curves(study, curves, metric) for metric in charts.charted(study.summary)}
 
 
 def _results(study: Study) -> pd.DataFrame:

@@ -38,6 +38,7 @@ import logging
 import os
 import random
 import sys
+import types
 from collections.abc import Callable, Iterator
 
 from fmnist_lab import compat
@@ -127,6 +128,22 @@ def hidden(*modules: str, always: bool = False) -> Iterator[None]:
     finally:
         for module in missing:
             sys.modules.pop(module, None)
+
+
+@contextlib.contextmanager
+def script_hidden() -> Iterator[None]:
+    """Have a process that is spawned meanwhile not execute this process' script again.
+
+    Python would, so that what a script defines can be unpickled there, and a script that makes a
+    sweep would make it again in each worker. Workers of ours need nothing of a script.
+    """
+    main = sys.modules["__main__"]
+    if not ours:
+        sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import shlex
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,9 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 # retries of our own.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+# MLflow imports progress bars that notebooks need ipywidgets for, which nobody here needs.
+warnings.filterwarnings("ignore", "IProgress not found")
 
 SERVER_SCHEMES = ("http:", "https:", "databricks")  # they have no schema to be checked
 LOCK_SECONDS = 30  # the wait for another program that locks a database

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from fmnist_lab import compat
@@ -16,6 +18,7 @@ from fmnist_lab.tracking.client import asking, client_of
 from fmnist_lab.tracking.failures import asks, translated
 from fmnist_lab.tracking.query import (
     PAGE,
+    PAUSED_TAG,
     RUNS_AT_ONCE,
     SEARCH_TAG,
     SWEEP_TAG,
@@ -44,6 +47,9 @@ TAG_COLUMNS = {
     "trial.values": "trial_values",
     SEARCH_TAG: "search",
 }
+# The others that `row_of` looks at, beside those of sweeps.
+OTHER_TAGS = ("job", PAUSED_TAG, "mlflow.runName")
+OF_SWEEP = re.compile(f"{re.escape(SWEEP_TAG)}[0-9a-f]{{32}}")
 
 
 @asks
@@ -67,7 +73,9 @@ def find(
     import pandas as pd
 
     with no_collection():
-        found = list(rows(store, experiment, where))
+        found = _read(store, experiment, where)
+        if found is None:
+            found = list(rows(store, experiment, where))
     measured = [row["run_id"] for row in found if curve in row]
     return pd.DataFrame(found), curves(store, measured, curve)
 
@@ -90,17 +98,70 @@ def rows(
     with translated(store):
         client = client_to_read(store)
         place = experiment_id_of(client, store, experiment)
-    with asking(store):
-        from mlflow.exceptions import MlflowException
+    with asking(store), _filter_explained(where):
+        yield from map(row_of, search(client, [place], where, page=page))
 
-        try:
-            yield from map(row_of, search(client, [place], where, page=page))
-        except MlflowException as error:
-            if not where or error.error_code != "INVALID_PARAMETER_VALUE":
-                raise
-            raise UserError(
-                f"--filter: received '{where}', which MLflow refuses: {error.message}"
-            ) from None
+
+@contextmanager
+def _filter_explained(where: str) -> Iterator[None]:
+    """Have a filter that MLflow refuses become a `UserError`."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if not where or error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        raise UserError(
+            f"--filter: received '{where}', which MLflow refuses: {error.message}"
+        ) from None
+
+
+def _read(store: Store, experiment: str, where: str) -> list[dict[str, Any]] | None:
+    """Return what `rows` yields, read from the tables of a database; None if the store has none.
+
+    It takes a tenth of the time.
+    """
+    client = client_to_read(store)
+    place = experiment_id_of(client, store, experiment)
+    behind = compat.store_behind(client)
+    with _filter_explained(where):
+        runs = compat.fitting_runs(behind, place, where)
+    if runs is None:
+        return None
+    import sqlalchemy
+
+    data = {run.run_uuid: SimpleNamespace(params={}, metrics={}, tags={}) for run in runs}
+    some: Any = sqlalchemy.bindparam("some", expanding=True)
+    # Most tags are no columns.
+    names: Any = sqlalchemy.bindparam("names", [*TAG_COLUMNS, *OTHER_TAGS], expanding=True)
+    columns = {
+        "params": "value FROM params WHERE",
+        "tags": f"value FROM tags WHERE (key IN :names OR key LIKE '{SWEEP_TAG}%') AND",
+        "metrics": "CASE WHEN is_nan THEN NULL ELSE value END FROM latest_metrics WHERE",
+    }
+    with behind.engine.connect() as connection:
+        for kind, values in columns.items():
+            asked = sqlalchemy.text(f"SELECT run_uuid, key, {values} run_uuid IN :some")
+            asked = asked.bindparams(*([some, names] if kind == "tags" else [some]))
+            missing = math.nan if kind == "metrics" else None
+            for start in range(0, len(runs), RUNS_AT_ONCE):
+                part = [run.run_uuid for run in runs[start:][:RUNS_AT_ONCE]]
+                for run_id, key, value in connection.execute(asked, {"some": part}).fetchall():
+                    getattr(data[run_id], kind)[key] = missing if value is None else value
+    return [row_of(_as_mlflow_has_it(run, data[run.run_uuid])) for run in runs]
+
+
+def _as_mlflow_has_it(row: Any, data: Any) -> Any:
+    """Return a run of a database in the form of MLflow's own."""
+    info = SimpleNamespace(
+        run_id=row.run_uuid,
+        run_name=row.name or data.tags.get("mlflow.runName"),
+        status=row.status,
+        start_time=row.start_time,
+        end_time=row.end_time,
+    )
+    return SimpleNamespace(info=info, data=data)
 
 
 def row_of(run: Any) -> dict[str, Any]:
@@ -116,7 +177,7 @@ def row_of(run: Any) -> dict[str, Any]:
     sweeps = {
         tag.removeprefix(SWEEP_TAG): whole_number(number)
         for tag, number in tags.items()
-        if re.fullmatch(f"{re.escape(SWEEP_TAG)}[0-9a-f]{{32}}", tag)
+        if OF_SWEEP.fullmatch(tag)
     }
     facts = {
         "run_id": info.run_id,

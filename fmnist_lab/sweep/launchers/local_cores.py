@@ -25,7 +25,7 @@ from fmnist_lab.sweep.launchers.base import (
     JobRunner,
     JobSource,
 )
-from fmnist_lab.system import streams
+from fmnist_lab.system import process, streams
 
 # TensorFlow cannot be forked.
 SPAWN = multiprocessing.get_context("spawn")
@@ -93,7 +93,8 @@ class _Worker:
     def _start(self) -> None:
         self.pipe, theirs = SPAWN.Pipe()
         self.process = SPAWN.Process(target=_work, args=(theirs, self.runner), daemon=True)
-        self.process.start()
+        with process.script_hidden():
+            self.process.start()
         theirs.close()
 
     def begin(self, number: int, overrides: list[str]) -> None:
