@@ -3,7 +3,9 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import signal
+import sqlite3
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,11 +215,79 @@ def test_moved_runs_are_in_the_other_store_as_they_were(here, call, tmp_path):
     assert state(here.store) == before
 
 
-def test_a_run_that_another_sweep_needs_stays(here, call, tmp_path):
-    said = call("move", "sweep A", "--to", f"sqlite:///{tmp_path}/there/mlflow.db")
-    assert "2 runs copied" in said
+def test_a_run_that_another_sweep_needs_is_copied_and_stays(here, call, tmp_path):
+    before = state(here.store)
+    target = Store.locate(f"sqlite:///{tmp_path}/there/mlflow.db")
+    said = call("move", "sweep A", "--to", target.uri)
+    assert "3 runs copied" in said
     assert f"'both' ({here.ids['both']}) stays" in said
     assert here.active() == {"both", "sweep B", "alone"}
+    assert set(state(target)) == {"sweep A", "one", "both", "model of one", "model of both"}
+    call("move", "sweep B", "alone", "--to", target.uri)
+    assert here.active() == set()
+    assert state(target) == before
+
+
+def test_runs_move_on_to_a_third_store(here, call, tmp_path, capsys):
+    before = state(here.store)
+    stores = [Store.locate(f"sqlite:///{tmp_path}/{name}/mlflow.db") for name in ("b", "c")]
+    call("move", "sweep A", "sweep B", "alone", "--to", stores[0].uri)
+    for _ in range(2):  # the second time, all of it is there
+        words = ["move", "sweep A", "sweep B", "alone", "--copy"]
+        with pytest.raises(SystemExit):
+            app([*words, "--to", stores[1].uri, "--store", stores[0].uri])
+        assert "5 runs copied" in capsys.readouterr().out
+    assert state(stores[1]) == before
+
+
+def test_files_that_are_gone_are_not_moved_as_if_there_never_were_any(here, call, tmp_path):
+    lost = Path(here.client.get_run(here.ids["alone"]).info.artifact_uri[7:])
+    (model,) = (
+        each
+        for each in here.client.search_logged_models([here.experiment_id])
+        if each.source_run_id == here.ids["alone"]
+    )
+    shutil.rmtree(model.artifact_location[7:])
+    words = ("move", "alone", "--to", f"sqlite:///{tmp_path}/there/mlflow.db")
+    assert "is not here" in call(*words, code=2)
+    assert here.active() == set(here.ids)
+    from fmnist_lab.tracking.files import FILES_TAG
+
+    here.client.delete_logged_model(model.model_id)
+    here.client.set_tag(here.ids["alone"], FILES_TAG, '{"config.yaml": "5 x"}')
+    shutil.rmtree(lost)
+    assert "is not here" in call(*words, code=2)
+
+
+def test_a_folder_that_only_the_database_calls_the_runs_is_left_alone(here, call, tmp_path):
+    precious = tmp_path / "home" / "artifacts"
+    precious.mkdir(parents=True)
+    (precious / "thesis.tex").write_text("x")
+    with contextlib.closing(sqlite3.connect(here.store.database)) as database:
+        words = (precious.as_uri(), here.ids["alone"])
+        database.execute("update runs set artifact_uri = ? where run_uuid = ?", words)
+        database.commit()
+    to = f"sqlite:///{tmp_path}/there/mlflow.db"
+    assert "is no folder of its own" in call("move", "alone", "--to", to, code=2)
+    assert f"The folder {precious} was left" in call("delete", "--for-good", "alone")
+    assert (precious / "thesis.tex").exists()
+
+
+def test_what_two_sweeps_share_comes_back_with_either(here, call):
+    said = call("delete", "sweep A", "sweep B")
+    assert "4 runs deleted" in said
+    assert call("restore", "sweep A") == "3 runs restored.\n"
+    assert here.active() == {"sweep A", "one", "both", "alone"}
+    # The other sweep is in the trash and needs nothing.
+    assert "3 runs deleted" in call("delete", "sweep A")
+
+
+def test_a_registered_model_is_kept_in_the_trash_as_well(here, call):
+    here.client.create_registered_model("fmnist")
+    here.client.create_model_version("fmnist", "file:///x", run_id=here.ids["alone"])
+    here.client.delete_run(here.ids["alone"])
+    assert "registered as fmnist" in call("delete", "--for-good", "alone", code=2)
+    assert "1 run removed" in call("delete", "--for-good", "--anyway", "alone")
 
 
 MOMENTS = [

@@ -116,13 +116,26 @@ def test_a_config_of_another_version_is_refused():
     assert "does not fit this version of fmnist_lab: later: unknown key" in said
 
 
-def test_a_config_asks_nothing_of_this_machine():
-    kept = values() | {"seed": 3}
-    kept["data"]["dir"] = "${oc.env:HOME}"
-    kept["model"]["activation"] = "${oc.env:HOME}"
-    assert "'${oc.env:HOME}'" in refusal(kept)
-    kept["model"]["activation"] = "relu"
-    assert rebuilt(kept).data.dir == "${oc.env:HOME}"
+@pytest.mark.parametrize(
+    "value", ["${oc.env:HOME}", "${seed}", "${oc.create:{_target_:os.system,command:'true'}}"]
+)
+def test_a_config_asks_nothing_of_this_machine(value):
+    kept = values()
+    kept["model"]["activation"] = value
+    assert f"has model.activation={value}, expected plain values" in refusal(kept)
+    kept = values() | {"callbacks": {"x": value}}
+    assert f"has callbacks.x={value}" in refusal(kept)
+    kept = values() | {value: 1}
+    assert "expected plain values" in refusal(kept)
+
+
+@pytest.mark.parametrize("key", ["hydra", "defaults", "later"])
+def test_no_key_beyond_the_config_reaches_hydra(monkeypatch, key):
+    text = OmegaConf.to_yaml(OmegaConf.create(values() | {key: ["x"]})).encode()
+    monkeypatch.setattr("fmnist_lab.tracking.look_up", lambda *_: OLD)
+    monkeypatch.setattr("fmnist_lab.tracking.read_file", lambda *_: text)
+    with pytest.raises(UserError, match=f"{key}: unknown key"):
+        earlier.look_up(f"runs:/{OLD.run_id}", STORE.uri)
 
 
 @pytest.mark.parametrize(("job", "said"), [("", "was not made by"), ("sweep", "job=sweep")])

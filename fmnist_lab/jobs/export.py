@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fmnist_lab import data, tracking
 from fmnist_lab.config import schema
 from fmnist_lab.errors import UserError
-from fmnist_lab.jobs import build
+from fmnist_lab.jobs import build, kept
 from fmnist_lab.system import durable
 from fmnist_lab.texts import counted
 
@@ -94,24 +93,9 @@ def test_images(
 
 def _data_of(store: tracking.Store, run_id: str) -> data.Dataset:
     """Return the data set of a run. Nothing of its config is built but that."""
-    import yaml
-
-    text = tracking.read_file(store, run_id, "config.yaml")
-    where = f"run {run_id}: its config.yaml"
-    try:
-        tracking.check_yaml(text)
-        values: Any = yaml.safe_load(text)
-    except Exception as error:
-        # The parser of YAML may raise anything.
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{where} cannot be read: {reason}") from None
-    node = values.get("data") if isinstance(values, Mapping) else None
-    if not isinstance(node, Mapping):
-        raise UserError(f"{where} is no config of fmnist_lab")
-    # Nothing from a store decides where to write.
-    section = schema.check_section(
-        schema.sections(values)["data"], {**node, "cache_dir": None}, "data."
-    )
+    old = tracking.look_up(store, run_id)
+    values = kept.parse(tracking.read_file(store, run_id, "config.yaml"), old, allowed=None)
+    section = schema.check_section(schema.sections(values)["data"], values["data"], "data.")
     assert isinstance(section, schema.Data)
     seed = values.get("seed")
     return build.load_section(section, seed if isinstance(seed, int) else 0)
@@ -196,6 +180,11 @@ def check_output(output: Path, name: str, *, overwrite: bool) -> None:
             )
         if each.is_dir() and suffix:
             raise UserError(f"--output: received '{output}', a folder, expected a file's name")
+        if each.exists() and not suffix and not (each / "saved_model.pb").is_file():
+            raise UserError(
+                f"--output: received '{output}', which is there and no SavedModel, so it is not "
+                "replaced; choose another name"
+            )
 
 
 def _give_name(made: Path, final: Path) -> None:

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from fmnist_lab import tracking
 from fmnist_lab.config import files, listings
 from fmnist_lab.config.functions import is_built_in
+from fmnist_lab.config.schema import Config
 from fmnist_lab.errors import UserError
 
 URI = "runs:/"
@@ -50,19 +51,27 @@ def look_up(uri: str, store: str | None) -> dict[str, Any]:
     place = tracking.Store.locate(store, for_writing=False)
     old = tracking.look_up(place, uri.removeprefix(URI).strip("/"))
     text = tracking.read_file(place, old.run_id, "config.yaml") if old.job else b""
+    values = parse(text, old, mend=SAVE)
+    # Hydra's own keys and a list of defaults would be taken over as well.
+    if unknown := sorted(set(values) - set(Config.model_fields)):
+        raise UserError(
+            f"run {old.run_id}: its config.yaml does not fit this version of fmnist_lab: "
+            f"{unknown[0]}: unknown key"
+        )
     here = {**files.values("tracking/local"), "experiment": old.experiment}
-    return parse(text, old, mend=SAVE) | {"tracking": here}
+    return values | {"tracking": here}
 
 
 def parse(
-    text: bytes, old: tracking.RunRef, allowed: Sequence[str] = (), mend: str = ALLOW
+    text: bytes, old: tracking.RunRef, allowed: Sequence[str] | None = (), mend: str = ALLOW
 ) -> dict[str, Any]:
     """Return the values in a run's config.yaml, without what says where to read and write.
 
     Args:
         text: What the file holds.
         old: The run.
-        allowed: Targets beyond `TRUSTED` that may be built.
+        allowed: Targets beyond `TRUSTED` that may be built; None: none will be, so that any may be
+            named.
         mend: What a user can do about another target, with {} for its name.
 
     Raises:
@@ -85,7 +94,14 @@ def parse(
         raise UserError(f"{where} cannot be read: {reason}") from None
     if not isinstance(values, dict) or not isinstance(values.get("data"), dict):
         raise UserError(f"{where} is no config of fmnist_lab")
-    check_targets(values, allowed, where, mend)
+    for key, value in _texts(values):
+        if "${" in value:
+            # Hydra would fill it in: with a variable of this machine, or with what a call returns.
+            raise UserError(
+                f"{where} has {key}={value}, expected plain values, as a run keeps them"
+            )
+    if allowed is not None:
+        check_targets(values, allowed, where, mend)
     for key in listings.KEYS:
         if isinstance(values["data"].get(key), str):
             raise UserError(f"{where} names a file as data.{key}, expected what was in it")
@@ -118,11 +134,24 @@ def check_targets(
             )
 
 
-def _targets(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def _targets(value: Any) -> Iterator[tuple[str, Any]]:
     """Yield each `_target_` of a config, at any depth, with its key."""
+    for key, each in _leaves(value):
+        if key.rpartition(".")[2] == "_target_":
+            yield key, each
+
+
+def _texts(value: Any) -> Iterator[tuple[str, str]]:
+    """Yield each text of a config, at any depth, and each key that is one, with its key."""
+    for key, each in _leaves(value):
+        yield key, key
+        if isinstance(each, str):
+            yield key, each
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value of a config, at any depth, with its key."""
+    yield key, value
     listed = dict(enumerate(value)) if isinstance(value, list) else value
     for name, each in listed.items() if isinstance(listed, dict) else ():
-        inner = f"{key}.{name}" if key else str(name)
-        if name == "_target_":
-            yield inner, each
-        yield from _targets(each, inner)
+        yield from _leaves(each, f"{key}.{name}" if key else str(name))

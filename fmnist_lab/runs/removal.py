@@ -50,19 +50,22 @@ def delete(
                 if not for_good:
                     raise
                 trashed.append(tracking.look_up(place, word, deleted=True))
-        found, shared = removal.with_members(place, active)
-        old, more = removal.with_members(place, trashed, deleted=True)
-        _check(place, found, {} if anyway else {"registered": "--anyway deletes it all the same"})
+        found, _, kept = removal.with_members(place, active)
+        old, _, more = removal.with_members(place, trashed, deleted=True)
+        allowed = {} if anyway else {"registered": "--anyway deletes it all the same"}
+        _check(place, [*found, *old], allowed)
         freed = removal.size([*found, *old], place) if for_good else 0
         removal.delete(place, found)
         if for_good:
-            removal.purge(place, [*found, *old])
+            left = removal.purge(place, [*found, *old])
             print(f"{counted(len(found) + len(old), 'run')} removed, {in_bytes(freed)} freed.")
+            for folder in left:
+                print(f"The folder {folder} was left: it is none that a store makes for a run.")
         else:
             print(f"{counted(len(found), 'run')} deleted; to bring back:")
             words = [each.run_id for each in active]
             print(f"  {place.command('runs', 'restore', *words)}")
-        _tell(shared + more)
+        _tell(kept + more)
 
 
 def restore(*runs: str, store: Store = None) -> None:
@@ -75,7 +78,7 @@ def restore(*runs: str, store: Store = None) -> None:
     with reported():
         place = _located(store, runs)
         named = [tracking.look_up(place, word, deleted=True) for word in runs]
-        found, _ = removal.with_members(place, named, deleted=True)
+        found, _, _ = removal.with_members(place, named, deleted=True, shared=True)
         removal.restore(place, found)
         print(f"{counted(len(found), 'run')} restored.")
 
@@ -103,15 +106,18 @@ def move(
         if target.uri == place.uri:
             raise UserError(f"--to: received {to}, which is the store that the runs are in already")
         named = [tracking.look_up(place, word) for word in runs]
-        found, shared = removal.with_members(place, named)
+        found, shared, kept = removal.with_members(place, named)
         _check(place, found, {} if copy else dict.fromkeys(("registered", "unfinished"), COPY))
+        _check(place, shared, {})
         experiments = {each.experiment_id: each.experiment for each in named}
         ids: dict[str, str] = {}
-        for number, run in enumerate(found, 1):
+        everything = [*found, *shared]
+        for number, run in enumerate(everything, 1):
             new = moving.copy(place, target, run, experiments[run.info.experiment_id], ids)
             name = tracking.name_of(run)
-            print(f"{number}/{len(found)}  {name}, {run.info.run_id[:8]} is {new}", flush=True)
-        print(f"{counted(len(found), 'run')} copied to {target.uri}; each is like its original.")
+            print(f"{number}/{len(everything)}  {name}, {run.info.run_id[:8]} is {new}", flush=True)
+        total = counted(len(everything), "run")
+        print(f"{total} copied to {target.uri}; each is like its original.")
         if not copy:
             removal.delete(place, found)
             words = [each.run_id for each in named]
@@ -120,7 +126,7 @@ def move(
                 f"  {place.command('runs', 'restore', *words)}\n"
                 f"  {place.command('runs', 'delete', '--for-good', *words)}"
             )
-        _tell(shared)
+            _tell(kept)
 
 
 def _located(store: Store, runs: Sequence[str]) -> tracking.Store:

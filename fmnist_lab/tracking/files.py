@@ -192,6 +192,16 @@ def _models(client: Any, run: Any) -> list[Path]:
     return [folder for folder in folders if folder is not None and folder.is_dir()]
 
 
+def is_own(folder: Path, name: str) -> bool:
+    """Return whether a folder is one that a store makes for the files of a run or of a model.
+
+    Args:
+        folder: The folder, which anyone may have written into the database.
+        name: The id of the run or the model.
+    """
+    return (folder.parent.name, folder.name) == (name, "artifacts") and not folder.is_symlink()
+
+
 def models_of(client: Any, run: Any) -> list[Any]:
     """Return the models of a run, as MLflow has them.
 

@@ -6,11 +6,10 @@ as a tag, and what is there already is not doubled.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,14 @@ from fmnist_lab.errors import UserError
 from fmnist_lab.system import durable
 from fmnist_lab.tracking import bounds, query
 from fmnist_lab.tracking.client import asking, download
-from fmnist_lab.tracking.files import FILES_TAG, models_of, settle, sync_store
+from fmnist_lab.tracking.files import FILES_TAG, is_own, models_of, settle, sync_store
 from fmnist_lab.tracking.orphans import PROCESS_TAG
 from fmnist_lab.tracking.store import Store
 
 MOVED_TAG = "moved.from"  # the id of the original
-# What is true of the original alone: the fingerprints of its files, its journal, its process.
-OWN_TAGS = (FILES_TAG, PROCESS_TAG, "scratch")
+# What is true of the original alone: the fingerprints of its files, where it came from itself, its
+# process, its journal.
+OWN_TAGS = (FILES_TAG, MOVED_TAG, PROCESS_TAG, "scratch")
 MOST_METRICS, MOST_PARAMS = 800, 100  # in one call
 PARENT_TAG = "mlflow.parentRunId"
 DESCRIPTION = "MLmodel"
@@ -55,7 +55,7 @@ def copy(source: Store, target: Store, run: Any, experiment: str, ids: dict[str,
         new = _begin(client, place, run)
     ids[run.info.run_id] = new
     _copy_values(source, target, run, ids)
-    with asking(target) as client, _files(source, run.info.artifact_uri) as files:
+    with _files_of(source, run) as files, asking(target) as client:
         if any(files.iterdir()):
             client.log_artifacts(new, str(files))
     for model in _models(source, run.info.run_id):
@@ -132,19 +132,43 @@ def _histories(store: Store, run: Any) -> dict[str, list[Any]]:
         return {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
 
 
+def _files_of(store: Store, run: Any) -> AbstractContextManager[Path]:
+    """Return a context with a folder that holds the files of a run."""
+    may_lack = FILES_TAG not in run.data.tags
+    return _files(store, run.info.artifact_uri, run.info.run_id, may_lack=may_lack)
+
+
+def _files_of_model(store: Store, model: Any) -> AbstractContextManager[Path]:
+    """Return a context with a folder that holds the files of a model."""
+    return _files(store, model.artifact_location, model.model_id)
+
+
 @contextmanager
-def _files(store: Store, uri: str) -> Iterator[Path]:
-    """Yield a folder with the files below a URI of a store: their own, or one with copies."""
+def _files(store: Store, uri: str, name: str, *, may_lack: bool = False) -> Iterator[Path]:
+    """Yield a folder with the files of a run or of a model: their own, or one with copies.
+
+    Args:
+        store: The store.
+        uri: Where the store says that they are.
+        name: The id of the run or the model.
+        may_lack: Whether there need not be any, as of a run that has kept no files.
+
+    Raises:
+        UserError: They are not there, or in a folder that is not the run's or the model's own.
+    """
     here = durable.local_path(uri)
-    if here is not None and here.is_dir():
-        yield here
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        if here is None:
+    if here is None:
+        with tempfile.TemporaryDirectory() as folder:
             with asking(store):
-                yield download(uri, folder)
-        else:
-            # A run without files has no folder.
+                place = download(uri, folder)
+            yield place
+    elif here.is_dir() and is_own(here, name):
+        yield here
+    elif here.exists() or not may_lack:
+        problem = "is no folder of its own" if here.exists() else "is not here"
+        raise UserError(f"the files of {name} cannot be copied: {here} {problem}")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
 
 
@@ -175,7 +199,7 @@ def _copy_model(source: Store, target: Store, model: Any, new: str) -> None:
             params=model.params,
             model_type=model.model_type,
         )
-    with _files(source, model.artifact_location) as files, tempfile.TemporaryDirectory() as own:
+    with _files_of_model(source, model) as files, tempfile.TemporaryDirectory() as own:
         folder = Path(own) / "model"
         shutil.copytree(files, folder)
         described = _description(folder)
@@ -216,9 +240,9 @@ def _description(folder: Path) -> dict[str, Any]:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of each file below a folder, by its path from there."""
+    """Return size and hash of each file below a folder, by its path from there."""
     return {
-        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        file.relative_to(folder).as_posix(): durable.fingerprint(file)
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
@@ -240,15 +264,17 @@ def _difference(source: Store, target: Store, run: Any, ids: Mapping[str, str]) 
     used = [each.dataset.digest for each in run.inputs.dataset_inputs]
     if used != [each.dataset.digest for each in copied.inputs.dataset_inputs]:
         return "its data set differs"
-    if wrong := _other_files(source, target, run.info.artifact_uri, copied.info.artifact_uri):
-        return f"its file {wrong} differs"
+    with _files_of(source, run) as before, _files_of(target, copied) as after:
+        if wrong := _other_file(before, after):
+            return f"its file {wrong} differs"
     copies = {each.tags.get(MOVED_TAG): each for each in _models(target, copied.info.run_id)}
     for model in _models(source, run.info.run_id):
         if model.model_id not in copies:
             return "its model is missing"
-        places = model.artifact_location, copies[model.model_id].artifact_location
-        if wrong := _other_files(source, target, *places):
-            return f"its model's file {wrong} differs"
+        copy_of = _files_of_model(target, copies[model.model_id])
+        with _files_of_model(source, model) as before, copy_of as after:
+            if wrong := _other_file(before, after):
+                return f"its model's file {wrong} differs"
     return ""
 
 
@@ -257,13 +283,12 @@ def _points(history: Sequence[Any]) -> list[tuple[int, int, str]]:
     return sorted({(point.step, point.timestamp, repr(point.value)) for point in history})
 
 
-def _other_files(source: Store, target: Store, old: str, new: str) -> str:
-    """Return the first file below a URI of one store that another store has not got; "" if none."""
-    with _files(source, old) as original, _files(target, new) as copied:
-        before, after = _digests(original), _digests(copied)
-        differing = {name for name, digest in before.items() if after.get(name) != digest}
-        if DESCRIPTION in differing:
-            pair = [_description(folder) for folder in (original, copied)]
-            if len({yaml.safe_dump(dict(each) | dict.fromkeys(WHOSE, "")) for each in pair}) == 1:
-                differing.remove(DESCRIPTION)
+def _other_file(original: Path, copied: Path) -> str:
+    """Return the first file of a folder that another folder has not got; "" if there is none."""
+    before, after = (_digests(folder) for folder in (original, copied))
+    differing = {name for name, digest in before.items() if after.get(name) != digest}
+    if DESCRIPTION in differing:
+        pair = [_description(folder) for folder in (original, copied)]
+        if len({yaml.safe_dump(dict(each) | dict.fromkeys(WHOSE, "")) for each in pair}) == 1:
+            differing.remove(DESCRIPTION)
     return min(differing, default="")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from fmnist_lab.system import durable
 from fmnist_lab.tracking import query
 from fmnist_lab.tracking.client import client_of
 from fmnist_lab.tracking.failures import asks
-from fmnist_lab.tracking.files import models_of
+from fmnist_lab.tracking.files import is_own, models_of
 from fmnist_lab.tracking.journal import is_live, journal_at
 from fmnist_lab.tracking.orphans import is_going_on
 from fmnist_lab.tracking.store import Store
@@ -37,41 +38,54 @@ class Kept:
 
 @asks
 def with_members(
-    store: Store, named: Sequence[query.RunRef], *, deleted: bool = False
-) -> tuple[list[Any], list[Kept]]:
-    """Return runs of MLflow's: those that were named, and the runs that only their sweeps have.
+    store: Store, named: Sequence[query.RunRef], *, deleted: bool = False, shared: bool = False
+) -> tuple[list[Any], list[Any], list[Kept]]:
+    """Return runs of MLflow's: those that were named, and the runs that their sweeps have.
 
     Args:
         store: The store.
         named: Runs and sweeps.
         deleted: Whether to look into the trash.
+        shared: Whether runs that other sweeps have as well count like the others.
 
     Returns:
-        The runs, each sweep before its members; and the members that other sweeps have, too.
+        The runs, each sweep before its members; without `shared`, the members that another sweep
+        needs; and these once more, with the reason.
 
     Raises:
         UserError: The store cannot be asked.
     """
     client = client_of(store)
-    found: dict[str, Any] = {}
-    shared: dict[str, Kept] = {}
-    sweeps = {each.run_id for each in named if each.job == "sweep"}
-    for each in named:
-        found[each.run_id] = client.get_run(each.run_id)
-    for each in named:
-        if each.job != "sweep":
-            continue
+    found = {each.run_id: client.get_run(each.run_id) for each in named}
+    sweeps = {each.run_id: each for each in named if each.job == "sweep"}
+    needed: dict[str, Any] = {}
+    kept = []
+    for sweep in sweeps.values():
         members = query.search(
-            client, [each.experiment_id], query.members_of(each.run_id), deleted=deleted
+            client, [sweep.experiment_id], query.members_of(sweep.run_id), deleted=deleted
         )
         for run in members:
-            others = _sweeps_of(run) - sweeps
-            if others and run.info.run_id not in found:
-                reason = f"it answers another sweep as well, {sorted(others)[0]}"
-                shared[run.info.run_id] = Kept(run.info.run_id, query.name_of(run), reason)
-            else:
-                found.setdefault(run.info.run_id, run)
-    return list(found.values()), list(shared.values())
+            run_id = run.info.run_id
+            others = _active(client, _sweeps_of(run) - sweeps.keys())
+            if run_id in found or run_id in needed:
+                continue
+            if shared or not others:
+                found[run_id] = run
+                continue
+            needed[run_id] = run
+            reason = f"it answers another sweep as well, {others[0]}"
+            kept.append(Kept(run_id, query.name_of(run), reason))
+    return list(found.values()), list(needed.values()), kept
+
+
+def _active(client: Any, sweeps: Iterable[str]) -> list[str]:
+    """Return the sweeps that are in the store and not in its trash, sorted."""
+    wanted = sorted(sweeps)
+    known = {}
+    for each in wanted:
+        with suppress(Exception):
+            known[each] = client.get_run(each).info.lifecycle_stage
+    return [each for each in wanted if known.get(each) == "active"]
 
 
 def _sweeps_of(run: Any) -> set[str]:
@@ -147,15 +161,17 @@ def size(runs: Iterable[Any], store: Store) -> int:
     client = client_of(store)
     total = 0
     for run in runs:
-        uris = [run.info.artifact_uri]
-        uris += [model.artifact_location for model in models_of(client, run)]
-        for folder in filter(None, map(durable.local_path, uris)):
-            total += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        places = {run.info.artifact_uri: run.info.run_id}
+        places |= {each.artifact_location: each.model_id for each in models_of(client, run)}
+        for uri, name in places.items():
+            folder = durable.local_path(uri)
+            if folder is not None and is_own(folder, name):
+                total += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return total
 
 
 @asks
-def purge(store: Store, runs: Sequence[Any]) -> None:
+def purge(store: Store, runs: Sequence[Any]) -> list[str]:
     """Remove runs that are in the trash for good, with their models and files.
 
     MLflow's own `mlflow gc` would empty the trash of experiments as well.
@@ -163,25 +179,34 @@ def purge(store: Store, runs: Sequence[Any]) -> None:
     Args:
         store: A database; a server removes nothing for good when a client asks.
         runs: Runs of MLflow's.
+
+    Returns:
+        The folders that were left, because they are not those that a store makes for a run: anyone
+        may have written their names into the database.
     """
     client = client_of(store)
+    left = []
     for run in runs:
         for model in models_of(client, run):
             client.delete_logged_model(model.model_id)
-            _remove_files(model.artifact_location, model.model_id)
+            left += _remove_files(model.artifact_location, model.model_id)
             compat.remove_for_good(client, model_id=model.model_id)
-        _remove_files(run.info.artifact_uri, run.info.run_id)
+        # Its files go first: without its row nobody would find them.
+        left += _remove_files(run.info.artifact_uri, run.info.run_id)
         journal = journal_at(run.data.tags.get("scratch") or "")
         if journal is not None:
             shutil.rmtree(journal, ignore_errors=True)
-        # Its files go first: a run without a row would leave them for ever.
         compat.remove_for_good(client, run_id=run.info.run_id)
+    return left
 
 
-def _remove_files(uri: str, name: str) -> None:
-    """Remove the files below a URI, and the folder of that name that MLflow has made for them."""
+def _remove_files(uri: str, name: str) -> list[str]:
+    """Remove the files below a URI, and return the folder if it has to be left."""
     folder = durable.local_path(uri)
     if folder is None:
         compat.artifacts_at(uri).delete_artifacts()
+    elif not is_own(folder, name):
+        return [str(folder)]
     else:
-        shutil.rmtree(folder.parent if folder.parent.name == name else folder, ignore_errors=True)
+        shutil.rmtree(folder.parent, ignore_errors=True)
+    return []
