@@ -35,6 +35,8 @@ def checkout(tmp_path, monkeypatch) -> Path:
 
 def test_changes_are_a_patch_that_brings_them_back(checkout, tmp_path):
     assert provenance.changes() == ""
+    git(checkout, "config", "diff.noprefix", "true")
+    git(checkout, "config", "color.ui", "always")
     other = tmp_path / "other"
     git(tmp_path, "clone", "-q", str(checkout), str(other))
     (checkout / "package" / "a.py").write_text("a = 2  # Ä\n")

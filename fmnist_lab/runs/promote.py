@@ -85,9 +85,10 @@ def _promote(
     from fmnist_lab.studies import card
 
     text = card.write(described(store, candidate), promoted=reason)
-    tracking.describe(store, model, text, card.FILE)
     _check_still(store, before, name, alias)
+    # The card says that the model was promoted.
     tracking.set_alias(store, model, alias, text)
+    tracking.describe(store, model, text, card.FILE)
     now = tracking.registered(store, name, alias=alias)
     if now != model:
         version = f"version {now.version}" if now else "nothing"

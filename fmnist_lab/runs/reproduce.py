@@ -274,7 +274,8 @@ def _to_have_the_same(
     if any(tag in changed for tag in LIBRARIES) and kept.PACKAGES in had:
         steps.append(f"  {fetch} {kept.PACKAGES} && python -m pip install -r {kept.PACKAGES}")
     if steps:
-        steps = ["To have the code and the libraries of then, in a checkout:", *steps, ""]
+        told = "To have the code and the libraries of then, in a checkout"
+        steps = [f"{told}; look at the files first, anyone may have written them:", *steps, ""]
     if then.get("git.dirty") == "true" and kept.CHANGES not in had:
         steps.append("Its code had uncommitted changes, which were not kept.\n")
     return steps

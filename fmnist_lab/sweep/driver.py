@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 LEAST_PAUSE_SECONDS = 1.0
 MOST_OF_THE_TIME = 0.05  # spent on looking at the store
+CODE_TAG = "code.version"  # of a sweep: that of the code which it was begun with
 LATENESS_SECONDS = 600.0  # until the store knows that a job has ended
 
 
@@ -351,7 +352,7 @@ def begin(config: DictConfig) -> SweepDriver:
     resume = config.get("resume")
     launcher = str(config.hydra.launcher._target_).rpartition(".")[2]
     here = launcher in ("BasicLauncher", "LocalCores")
-    parent, note = None, ""
+    parent, note, code = None, "", provenance.code_version()
     if tracked.kind == "none":
         folder = Path(tempfile.mkdtemp(prefix="fmnist_lab-sweep-"))
         _have_a_folder(config, folder)
@@ -365,6 +366,7 @@ def begin(config: DictConfig) -> SweepDriver:
             "sweep.axes": json.dumps(list(planned.axes)),
             "sweep.jobs": str(search.total if search else len(planned.jobs)),
             "sweep.hash": planned.hash,
+            CODE_TAG: code,
             **(search.tags() if search else {}),
         }
         # Done while there is no parent run yet, which a signal would leave open.
@@ -388,11 +390,12 @@ def begin(config: DictConfig) -> SweepDriver:
         )
         note = _finished_before(parent, hashes, len(planned.jobs)) if hashes else ""
         folder = place / parent.id
+        if parent.continued:
+            code = tracking.facts(store, parent.id)["tags"].get(CODE_TAG, code)
         if search:
             found_at = {tracking.FOLDER_TAG: str(folder), "host": tags["host"]}
             tracking.tag(store, parent.id, found_at)
     places = tuple(flags.given(sys.argv[1:]))
-    code = provenance.code_version()
     sweep = Sweep(parent, folder, tuple(planned.axes), places, began, code=code)
     if search:
         search.begin(parent, folder, began / 1000)

@@ -31,6 +31,11 @@ PACKAGE = Path(__file__).resolve().parents[1]
 CODE = ("--", ".", ":/conf")
 CHANGED = ("diff", "--name-only", "HEAD")
 ADDED = ("ls-files", "--others", "--exclude-standard", "--full-name")
+# As `git apply` takes it, whatever the user has configured.
+DIFF = (
+    *("-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false", "diff", "--binary"),
+    *("--no-ext-diff", "--no-textconv", "--no-color"),
+)
 MOST_CHANGES = 2**20  # characters
 SECRET = re.compile(
     r"(^|/)(\.env|\.netrc|id_(rsa|dsa|ecdsa|ed25519))|\.(pem|key|p12|pfx|env)$"
@@ -91,12 +96,16 @@ def changes() -> str:
     secret = [name for name in (*changed, *added) if SECRET.search(name)]
     parts = [f"# Uncommitted changes of commit {_git('rev-parse', 'HEAD')}.\n"]
     parts += [f"# Left out, as it may hold a secret: {name}\n" for name in secret]
+    patches = []
     if known := [f":/{name}" for name in changed if name not in secret]:
-        parts.append(_git("diff", "--binary", "HEAD", "--", *known, strip=False) or "")
+        patches.append(_git(*DIFF, "HEAD", "--", *known, strip=False))
     for name in added:
         if name not in secret:
-            new = ("diff", "--binary", "--no-index", "/dev/null", name)
-            parts.append(_git("-C", str(PACKAGE.parent), *new, strip=False, codes=(0, 1)) or "")
+            new = (*DIFF, "--no-index", "/dev/null", name)
+            patches.append(_git("-C", str(PACKAGE.parent), *new, strip=False, codes=(0, 1)))
+    if None in patches:
+        parts.append("# Not all of it: git has failed on a part.\n")
+    parts += filter(None, patches)
     if sum(map(len, parts)) > MOST_CHANGES:
         size = f"{sum(map(len, parts)):,} characters, more than {MOST_CHANGES:,}"
         files = "".join(f"# {name}\n" for name in (*changed, *added))

@@ -32,6 +32,7 @@ EXPECTED = (
     "models:/NAME/VERSION, a folder that MLflow wrote, or a .keras file"
 )
 MADE_AGAIN = "its command with resume=true makes them again"
+TESTED = ("mislabelled/", "calibration/", "conformal/")
 LOOKED_AT = 1000  # Finished runs whose metrics are told to a person who has named another one.
 
 
@@ -200,7 +201,9 @@ def _rank(metric: str) -> tuple[bool, bool, str]:
 def _caveat(metric: str) -> tuple[str, ...]:
     """Return what is to be said of a choice by a metric that is not of validation images."""
     part = metric.partition("/")[2]
-    if part in ("test", "gap", "gap_clean") or metric.startswith("mislabelled/"):
+    # What is said of confidence is measured on the test images, but for the temperature.
+    tested = metric.startswith(TESTED) and part != "temperature"
+    if part in ("test", "gap", "gap_clean") or tested:
         return (
             f"This choice has looked at the test set, of which {metric} is: the test accuracy of "
             "the chosen model looks better than it is. --best accuracy/validation has not looked "
