@@ -440,6 +440,8 @@ def _seen(
         return np.clip(canvas, 0, 255).round().astype(np.uint8)
     off = _squared(colours - surface) ** 0.5
     there = off > max(3 * found.noise, 1)
+    if not there.any():
+        raise NoObject("the picture shows noise and no object; expected one of clothing")
     # Lighter parts of an object on grey count like darker ones: its outline is what matters.
     grey = np.abs((colours - surface) @ GREY)
     # An object of another colour may be as light as its background.

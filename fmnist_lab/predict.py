@@ -44,6 +44,9 @@ app = App(
 )
 
 
+DRAWN = (".png", ".pdf", ".svg")
+
+
 @dataclass(frozen=True)
 class Classifier:
     """A reloaded model and the names of its classes.
@@ -182,7 +185,7 @@ def predict(
     with reported():
         index = index if files or index else (0, 12)
         # Errors in words, files and numbers are told before TensorFlow has started.
-        _check_words(top_k, as_json and as_csv)
+        _check_words(top_k, as_json and as_csv, plot)
         found, indexed = pictures.find(files), _test_images(index, data_dir)
         if len(found) == 1:
             pictures.check_readable(found[0])
@@ -197,8 +200,6 @@ def predict(
             print(f"error: {line(error)}", file=sys.stderr)
         if not answers:
             raise SystemExit(2)
-        if plot:
-            _draw(plot, drawn, classifier.class_names)
         if as_json:
             reasons = [line(error) for error in unreadable]
             told = {"model": classifier.uri, "predictions": answers, "unreadable": reasons}
@@ -208,16 +209,24 @@ def predict(
             _print_csv(answers)
         else:
             _print(answers, classifier.uri if model is None and best is None else "", rule)
+        if plot:
+            _draw(plot, drawn, classifier.class_names)
         if unreadable:
             raise SystemExit(1)
 
 
-def _check_words(top_k: int, both: bool) -> None:
+def _check_words(top_k: int, both: bool, plot: Path | None) -> None:
     """Refuse options that make no sense, or not together."""
     if top_k < 1:
         raise UserError(f"--top-k: received {top_k}, expected a whole number, 1 or more")
     if both:
         raise UserError("--csv: received --json as well, expected one of the two")
+    if plot is not None and (plot.is_dir() or plot.suffix.lower() not in DRAWN):
+        raise UserError(
+            f"--plot: received '{plot}', expected a file's name that ends in {', '.join(DRAWN)}"
+        )
+    if plot is not None and not plot.parent.is_dir():
+        raise UserError(f"--plot: received '{plot}', but there is no folder {plot.parent}")
 
 
 def _abstention(uri: str, store: str | None, coverage: Sequence[float] | None) -> Abstention | None:
@@ -331,8 +340,9 @@ def _answer(
 
 def _print(answers: Sequence[Mapping[str, Any]], newest: str, rule: Abstention | None) -> None:
     """Print one line per image, then the newest run's model, if that was used, and the rule."""
-    width = max(len(answer["image"]) for answer in answers)
-    for answer in answers:
+    named = [line(answer["image"]) for answer in answers]
+    width = max(map(len, named))
+    for name, answer in zip(named, answers, strict=True):
         guesses = "  ".join(f"{g['label']} {g['confidence']:.1%}" for g in answer["predictions"])
         truth = answer["truth"]
         right = truth == answer["predictions"][0]["label"]
@@ -341,7 +351,7 @@ def _print(answers: Sequence[Mapping[str, Any]], newest: str, rule: Abstention |
             note = f"  ({_ground(answer['background'], answer['negated'])})"
         if answer.get("abstained"):
             guesses = f"abstains: {guesses}"
-        print(f"{answer['image']:<{width}}  {guesses}{note}")
+        print(f"{name:<{width}}  {guesses}{note}")
     if newest:
         print(f"These are the predictions of the newest run's model: {newest}")
     if rule:
@@ -363,7 +373,7 @@ def _print_csv(answers: Sequence[Mapping[str, Any]]) -> None:
         values = [value for guess in answer["predictions"] for value in guess.values()]
         facts = [answer.get(name, "") for name in known]
         box = answer.get("box", [""] * 4)
-        table.writerow([answer["image"], *values, answer["truth"] or "", *facts, *box])
+        table.writerow([line(answer["image"]), *values, answer["truth"] or "", *facts, *box])
 
 
 def _draw(file: Path, drawn: Drawn, names: Sequence[str]) -> None:
@@ -388,10 +398,7 @@ def _draw(file: Path, drawn: Drawn, names: Sequence[str]) -> None:
     except (OSError, ValueError) as error:
         if getattr(error, "errno", None) in FULL_DISK:
             raise
-        raise UserError(
-            f"--plot: received '{file}', which cannot be written ({error}); expected a file name "
-            "ending in .png, .pdf or .svg"
-        ) from None
+        raise UserError(f"--plot: received '{file}', which cannot be written: {error}") from None
 
 
 def _shown(picture: Picture) -> Shown:
@@ -402,14 +409,14 @@ def _shown(picture: Picture) -> Shown:
     if not found:
         pixels = picture.pixels
         original = pixels if pixels.ndim == 3 else pixels[..., None].repeat(3, 2)
-        return Shown(picture.name, "A test image.", original, (0, 0, 1, 1), pixels)
+        return Shown(line(picture.name), "A test image.", original, (0, 0, 1, 1), pixels)
     note = f"{found.size[0]}x{found.size[1]} pixels, taken as they are"
     if found.converted:
         note = f"{found.size[0]}x{found.size[1]} {_ground(found.background, found.negated)}"
     left, top, right, bottom = found.box
     width, height = found.size
     box = (left / width, top / height, right / width, bottom / height)
-    return Shown(picture.name, note, found.thumbnail, box, picture.pixels)
+    return Shown(line(picture.name), note, found.thumbnail, box, picture.pixels)
 
 
 def main() -> None:

@@ -291,6 +291,13 @@ def test_widths_alone_are_on_a_logarithmic_axis_with_ticks_where_they_are():
     assert [drawn.words.count(width) for width in ("8", "64", "512")] == [2, 2, 2]
 
 
+@pytest.mark.parametrize("widths", [(8, 64), (32, 64, 128), (48, 96, 128), (1000, 4096)])
+def test_numbers_on_an_axis_are_those_of_the_settings(widths):
+    drawn = figures_of(*simulate(epochs=(5,), widths=widths))["by_parameter.png"]
+    assert {str(width) for width in widths} & set(drawn.words)
+    assert not {"60", "130", "4100", "4000"} & set(drawn.words)
+
+
 def test_a_random_search_is_points_without_lines():
     runs, _ = simulate(1, (5,), (32,), **{"model.dropout": list(range(40))})
     generator = np.random.default_rng(0)

@@ -420,15 +420,15 @@ def trained(store, client, request):
 
 
 def test_a_run_that_has_lost_files_is_not_offered(store, trained, capsys, request):
-    from fmnist_lab import predict
     from fmnist_lab.runs.__main__ import app
 
     whole = trained("whole")
     torn = trained("torn", MLmodel=b"")
     assert tracking.damage(store, torn) == "has lost files: model/MLmodel is empty"
-    assert predict._newest_run(store) == whole
-    said = capsys.readouterr()
-    assert f"'torn' ({torn}), which has lost files: model/MLmodel is empty" in said.err
+    chosen = tracking.choose_model(store)
+    assert chosen.run_id == whole
+    (said,) = chosen.remarks
+    assert f"'torn' ({torn}), which has lost files: model/MLmodel is empty" in said
     with pytest.raises(SystemExit):
         app(["list", "--store", store.uri, "--experiment", request.node.originalname])
     states = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}

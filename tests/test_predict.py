@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -245,6 +246,36 @@ def test_photographs_are_drawn_with_test_images(ask, folder, tmp_path):
 def test_a_pattern_or_a_folder_without_pictures(refuse, tmp_path):
     assert "a pattern that no file matches" in refuse(str(tmp_path / "*.png"))
     assert "a folder without pictures" in refuse(str(tmp_path))
+
+
+def test_noise_is_no_object(refuse, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3)).astype(np.uint8)
+    assert "no object" in refuse(image_file(tmp_path / "a.png", noise))
+
+
+def test_one_picture_that_is_missing_stops_no_other(ask, folder, tmp_path):
+    code, out, err = ask(str(folder), str(tmp_path / "missing.png"))
+    assert code == 1
+    assert "missing.png: there is no such file" in err
+    assert out
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [(".", "ends in .png, .pdf, .svg"), ("x", "ends in"), ("no/x.png", "no folder")],
+)
+def test_a_drawing_that_cannot_be_written_is_told_at_once(
+    refuse, tmp_path, name, said, monkeypatch
+):
+    monkeypatch.setattr(predict, "load", lambda *_, **__: pytest.fail("has begun"))
+    assert said in refuse("--index", "0", "--plot", str(tmp_path / name))
+
+
+def test_a_file_whose_name_is_no_text_is_drawn(ask, tmp_path, pixels):
+    name = os.fsdecode(b"bad\xff.png")
+    image_file(tmp_path / name, pixels.test_images[0].repeat(4, 0).repeat(4, 1))
+    code, _, err = ask(str(tmp_path), "--plot", str(tmp_path / "p.pdf"))
+    assert (code, err) == (0, "")
 
 
 def test_a_picture_without_an_object(refuse, tmp_path):

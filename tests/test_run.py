@@ -148,6 +148,7 @@ def test_the_model_has_an_exact_signature_and_requirements(tracked):
         "mlflow",
         "tensorflow",
         "keras",
+        "pillow",
         "numpy",
     }
     files = {path.name for path in folder.rglob("*") if path.is_file()}

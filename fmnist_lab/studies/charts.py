@@ -109,7 +109,8 @@ def _over_numbers(
     """Draw points over an axis of numbers, logarithmic where they call for it."""
     is_geometric = levels[0] > 0 and levels[-1] / levels[0] >= 16
     scale = {"type": "log" if is_geometric else "linear", "zero": False, "nice": False}
-    axis: dict[str, Any] = {"format": "~r", "labelOverlap": "greedy", "tickCount": 5}
+    # A format of the axis' own would round 64 to 60 where the ticks are 20 apart.
+    axis: dict[str, Any] = {"labelExpr": vega.NUMBER, "labelOverlap": "greedy", "tickCount": 5}
     if len(levels) <= MOST_GROUPS:
         axis["values"] = list(levels)
     x = vega.field("x", title=vega.capital(name), scale=scale | {"padding": 12}, axis=axis)

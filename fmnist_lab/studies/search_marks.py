@@ -173,7 +173,7 @@ def parameter_axis(parameter: Parameter) -> Chart:
     axis = {
         "values": values,
         "labelOverlap": "greedy",
-        "format": "~r" if parameter.low >= 1e-6 else "~g",
+        "labelExpr": vega.NUMBER if parameter.low >= 1e-6 else vega.TINY_NUMBER,
     }
     return vega.field("x", title=title, scale=scale, axis=axis)
 

@@ -54,6 +54,10 @@ LOOK = {
 Chart = dict[str, Any]
 Records = list[dict[str, Any]]
 
+# Expressions for the labels of an axis: all digits that a number has, without trailing zeros.
+NUMBER = "format(datum.value, '.12~r')"
+TINY_NUMBER = "format(datum.value, '.12~g')"
+
 
 def svg(chart: Chart, name: str = "chart") -> str:
     """Return a chart as an SVG; the same chart gives the same text.
