@@ -25,11 +25,17 @@ from fmnist_lab.studies.design import (
 )
 from fmnist_lab.studies.findings import common_values, findings, settings_table
 from fmnist_lab.studies.frames import (
+    CLEAN_GAP,
+    EPOCHS,
+    GAP,
+    MEMORISED,
     METRICS,
+    TRAINED,
     VALIDATED,
     draws_of,
     is_parameter,
     mean_text,
+    ordered,
     short_names,
     shown,
 )
@@ -44,6 +50,7 @@ from fmnist_lab.studies.summary import (
     take_apart,
     varied,
 )
+from fmnist_lab.studies.vega import MOST_GROUPS
 from fmnist_lab.studies.writing import Figure, Table, csv, drawn, keep, page, section
 from fmnist_lab.texts import counted
 
@@ -62,13 +69,18 @@ __all__ = [
 
 # Columns of runs that no file has.
 NOT_WRITTEN = ("sweeps", "trial_values", "search")
-# What is drawn, by settings and against the epochs, and in which files.
+# What is drawn, by settings and against the epochs, and in which files; with wrong labels alone,
+# how they are learnt.
 FILES = {
     "accuracy/validation": "validation",
     "accuracy/test": "accuracy",
-    "accuracy/gap": "gap",
+    GAP: "gap",
+    CLEAN_GAP: "gap_on_true_labels",
+    MEMORISED: "memorised",
+    TRAINED: "training",
 }
 CURVES = tuple(FILES)
+LEAST_LINE = 6  # Values of a parameter that make a line.
 MOST_PAIRS = 10  # Of parameters, whose heat maps a page has.
 
 
@@ -108,9 +120,11 @@ def write(
     sides = heat_map_sides(study, axes)
     metrics = charts.charted(study.summary)
     points = {metric: mean_curves(study, curves, metric) for metric in metrics}
+    if CLEAN_GAP in metrics:
+        points[TRAINED] = mean_curves(study, curves, TRAINED)
     figures, others = _figures(study, sides, points, is_chosen=axes is not None)
     texts = {"results.csv": csv(_results(study)), "summary.csv": csv(study.summary)}
-    if len(points["accuracy/gap"]):
+    if len(points[GAP]):
         texts["curves.csv"] = csv(_curves(points))
     said = [*findings(study), *remarks]
     texts["report.md"] = _markdown(study, figures, said, title, command)
@@ -178,32 +192,45 @@ def _figures(
         study = replace(study, parameters=["change"], used=used, summary=summary)
         sides = ["change"]
     summary, short = study.summary, short_names(study.parameters)
+    metrics = [metric for metric in points if metric != TRAINED]
+    titled = charts.titled(METRICS[metric] for metric in metrics)
     figures, others = [], []
     if len(sides) == 2:
-        figures = _heat_maps(study, sides, points)
+        figures = _heat_maps(study, sides, metrics)
+        if line := _line(study):
+            caption = f"{titled} by {short[line[0]]} and {short[line[1]]}"
+            figures.append(Figure("by_parameter.png", caption, charts.against(summary, *line)))
         pairs = [pair for pair in heat_map_pairs(study)[:MOST_PAIRS] if set(pair) != set(sides)]
-        others = [figure for pair in pairs for figure in _heat_maps(study, pair, points)]
+        others = [figure for pair in pairs for figure in _heat_maps(study, pair, metrics)]
     elif sides:
-        caption = f"{charts.titled(list(points))} by {short[sides[0]]}"
+        caption = f"{titled} by {short[sides[0]]}"
         figures.append(Figure("by_parameter.png", caption, charts.against(summary, sides[0])))
     else:
         by = samples(draws_of(study.used))
-        known = {metric: interval(study.used[metric], by) for metric in points}
-        caption = f"{charts.titled(list(points))} by run"
+        known = {metric: interval(study.used[metric], by) for metric in metrics}
+        caption = f"{titled} by run"
         figures.append(Figure("runs.png", caption, charts.runs(study.used, known)))
     for metric, part in points.items():
         if len(part):
-            chart = charts.against_epochs(part, groups(study, sides), metric)
-            name, caption = (
-                f"{FILES[metric]}_against_epochs.png",
-                f"{METRICS[metric]} against epoch",
-            )
-            figures.append(Figure(name, caption, chart))
+            group, is_noisy = groups(study, sides), CLEAN_GAP in metrics
+            chart = charts.against_epochs(part, group, metric, is_noisy=is_noisy)
+            name = f"{FILES[metric]}_against_epochs.png"
+            figures.append(Figure(name, f"{charts.NAMES[metric]} against epoch", chart))
     if study.parameters:
         chart = charts.accuracy_against_gap(summary, *roles(summary, sides), study.used)
         caption = "Test accuracy against accuracy gap"
         figures.append(Figure("accuracy_against_gap.png", caption, chart))
     return figures, others
+
+
+def _line(study: Study) -> tuple[str, str] | None:
+    """Return the parameter with so many numbers that they make a line, and that of the lines."""
+    levels = {name: ordered(study.summary[name]) for name in study.parameters}
+    if len(levels) != 2 or EPOCHS in levels:  # Curves against the epochs are drawn anyway.
+        return None
+    x, group = sorted(levels, key=lambda name: -len(levels[name]))
+    is_line = len(levels[x]) >= LEAST_LINE and all(isinstance(v, int | float) for v in levels[x])
+    return (x, group) if is_line and len(levels[group]) <= MOST_GROUPS else None
 
 
 def _heat_maps(study: Study, sides: Sequence[str], metrics: Iterable[str]) -> list[Figure]:
