@@ -45,7 +45,7 @@ def report(
         experiment: The experiment to look into if no sweep is named; left out, MLflow's
             $MLFLOW_EXPERIMENT_NAME or $MLFLOW_EXPERIMENT_ID, or fmnist_lab.
     """
-    from fmnist_lab.studies import beyond, design, summary
+    from fmnist_lab.studies import beyond, bias, design, summary
     from fmnist_lab.studies import report as reports
 
     with reported():
@@ -78,6 +78,7 @@ def report(
             command=command,
             axes=axes,
             remarks=remarks,
+            error_parts=bias.by_setting(parts, predictions_of(place)),
         )
         console.print(f"written to {output}: {', '.join(file.name for file in files)}")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fmnist_lab.studies import bias
 from fmnist_lab.studies.crossed import samples
 from fmnist_lab.studies.design import (
     as_changes,
@@ -93,11 +94,13 @@ def write(
     command: str,
     axes: Sequence[str] | None = None,
     remarks: Sequence[str] = (),
+    error_parts: pd.DataFrame | None = None,
 ) -> list[Path]:
     """Write `results.csv`, `summary.csv`, `report.md` with its figures, and `report.html`.
 
-    Where there are curves, `curves.csv` has their means and 95 % intervals for every epoch. The
-    same runs give the same files, byte for byte, in whatever order they come.
+    Where there are curves, `curves.csv` has their means and 95 % intervals for every epoch; where
+    there are parts of the error, they are in `bias_variance.csv`. The same runs give the same
+    files, byte for byte, in whatever order they come.
 
     Args:
         runs: As in `frames`.
@@ -107,6 +110,7 @@ def write(
         command: The command that ran it.
         axes: The two varied parameters of the heat maps; None: those with the most values.
         remarks: More sentences than those that the table gives rise to.
+        error_parts: What `bias.by_setting` returns.
 
     Returns:
         The files.
@@ -126,6 +130,9 @@ def write(
     texts = {"results.csv": csv(_results(study)), "summary.csv": csv(study.summary)}
     if len(points[GAP]):
         texts["curves.csv"] = csv(_curves(points))
+    if error_parts is not None:
+        texts["bias_variance.csv"] = csv(error_parts)
+        figures += _bias_variance(study, error_parts)
     said = [*findings(study), *remarks]
     texts["report.md"] = _markdown(study, figures, said, title, command)
     pictures = drawn([*figures, *others])
@@ -221,6 +228,17 @@ def _figures(
         caption = "Test accuracy against accuracy gap"
         figures.append(Figure("accuracy_against_gap.png", caption, chart))
     return figures, others
+
+
+def _bias_variance(study: Study, error_parts: pd.DataFrame) -> list[Figure]:
+    """Return the chart of bias² and variance by the only parameter, or in lines by two."""
+    from fmnist_lab.studies import charts
+
+    x, group = _line(study) or (study.parameters[0], "")
+    if not group and len(study.parameters) > 1:
+        return []
+    chart = charts.against(error_parts, x, group, bias.NAMES)
+    return [Figure("bias_variance.png", "Bias² and variance of the predictions", chart)]
 
 
 def _line(study: Study) -> tuple[str, str] | None:
