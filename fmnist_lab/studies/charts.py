@@ -50,6 +50,7 @@ NAMES = METRICS | {TRAINED: "Training accuracy"}
 FROM_ZERO = (GAP, CLEAN_GAP, MEMORISED)
 BARS = "Bars: 95 % intervals (t) of the means of {} runs."
 BANDS = BARS.replace("Bars", "Bands")
+JACKKNIFE = "Bars: 95 % intervals (jackknife, t) from {} runs."
 MOST_PANELS = 6
 GIVEN = " Accuracy gap: by the labels trained on, wrong ones among them."
 
@@ -84,12 +85,13 @@ def against(
             point.
         x: The parameter.
         group: Another one, each value of which is a line of its own colour over numbers; "": none.
-        metrics: The names of the metrics; None: those that `charted` returns.
+        metrics: The names of estimates that are no means of runs; None: what `charted` returns.
     """
+    bars = JACKKNIFE if metrics else BARS
     names, metrics = short_names(parameters_of(summary)), metrics or _named(charted(summary))
     levels = vega.labels(summary[x], x)
     colors = vega.labels(summary[group], group) if group else {}
-    note = interval_note(summary["runs"], BARS) + GIVEN * (CLEAN_GAP in metrics)
+    note = interval_note(summary["runs"], bars) + GIVEN * (CLEAN_GAP in metrics)
     if others := [names[name] for name in names if name not in (x, group)]:
         note += f" Settings differ in {listed(others)}, too."
     is_numeric = all(isinstance(level, int | float) for level in levels)

@@ -89,14 +89,14 @@ def write(found: dict[str, list[Component]], folder: Path, runs: int) -> list[Pa
 
 def _chart(table: pd.DataFrame, metrics: Sequence[str], note: str) -> Chart:
     """Draw the share of each source, a panel for each metric."""
-    bare = {"ticks": False, "domain": False}
+    bare = {"ticks": False, "domain": False, "labelPadding": 8}
+    axis = {"format": ".0%", "tickCount": 5, "labelFlush": False}
     y = vega.field("source", "ordinal", title=None, sort=None, axis=bare)
     panels = []
     for metric in metrics:
         title = f"Share of the variance of {FULL[metric].lower()}"
         low, mean = (
-            vega.field(end, title=title, axis={"format": ".0%", "tickCount": 5})
-            | {"scale": {"domain": [0, 1]}}
+            vega.field(end, title=title, axis=axis) | {"scale": {"domain": [0, 1]}}
             for end in ("low", "mean")
         )
         records = [
