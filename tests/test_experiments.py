@@ -274,3 +274,58 @@ def test_the_speeds_are_those_that_were_measured():
     square, own = (f"{float(ratio) * 100:.0f} %" for *_, ratio in dict(first)[MLP][-2:])
     assert f"at {square} of the rate of large square" in text
     assert f"at {own} of that of the network's own" in text
+
+
+def table(name: str, heading: str) -> list[list[str]]:
+    """The cells of the table in a study's finding whose first column has this heading."""
+    lines = re.search(
+        rf"^\| {heading} .*\n\|[-:| ]+\n((?:\|.*\n)+)", section(readme(name), "Finding"), re.MULTILINE
+    )
+    assert lines, f"{name} has no table by {heading}"
+    return [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines[1].splitlines()]
+
+
+def epochs_until(curve: pd.DataFrame, share: float) -> str:
+    """The first epoch whose mean training accuracy is this, and those of its interval's ends."""
+
+    def first(end: str) -> str:
+        reached = curve.loc[curve[f"accuracy/train/{end}"] >= share, "epoch"]
+        return str(reached.min()) if len(reached) else f"> {curve['epoch'].max()}"
+
+    return f"{first('mean')} ({first('high')} to {first('low')})"
+
+
+def test_the_epochs_until_random_labels_are_learnt_are_those_of_the_curves():
+    curves = pd.read_csv(FOLDER / "random_labels" / "curves.csv")
+    for width, *cells in table("random_labels", "hidden units"):
+        at = curves[curves["model.hidden_units"] == int(width)]
+        for is_random, cell in zip((False, True), cells, strict=False):
+            assert cell == epochs_until(at[at["data.random_labels"] == is_random], 0.99)
+
+
+def test_the_shares_of_variance_are_those_that_were_computed():
+    kept = pd.read_csv(FOLDER / "variance" / "variance.csv").set_index("source")
+    quoted = table("variance", "source")
+    assert [source for source, *_ in quoted] == list(kept.index)
+    for source, *cells in quoted:
+        for metric, cell in zip(("accuracy/test", "accuracy/gap"), cells, strict=True):
+            mean, low, high = (100 * kept.loc[source, f"{metric}/{e}"] for e in summary.ENDS)
+            assert cell == f"{mean:.0f} % [{low:.0f}, {high:.0f}]"
+
+
+def test_the_counts_of_leaked_images_are_those_of_the_lists():
+    text = section(readme("leaked_images"), "Finding")
+    for distance in ("1.5", "2"):
+        listed = pd.read_csv(FOLDER / "leaked_images" / f"near_{distance}.csv")
+        counts = listed["split"].value_counts()
+        said = f"{counts['test']} test images and {counts['train']:,} training images"
+        assert said in " ".join(text.split())
+
+
+def test_the_counts_of_suspect_labels_are_those_of_the_verdicts():
+    text = " ".join(section(readme("suspect_labels"), "Finding").split())
+    judged = pd.read_csv(FOLDER / "suspect_labels" / "judged.csv")
+    counts = judged["verdict"].value_counts()
+    found = proportion(counts["wrong"], len(judged))
+    assert f"{counts['wrong']} of the {len(judged)}" in text
+    assert f"[{100 * found.low:.0f} %, {100 * found.high:.0f} %]" in text
