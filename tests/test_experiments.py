@@ -13,6 +13,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
+from scipy.stats import binomtest
 
 from fmnist_lab import config
 from fmnist_lab.config import naming
@@ -278,11 +279,11 @@ def test_the_speeds_are_those_that_were_measured():
 
 def table(name: str, heading: str) -> list[list[str]]:
     """The cells of the table in a study's finding whose first column has this heading."""
-    lines = re.search(
-        rf"^\| {heading} .*\n\|[-:| ]+\n((?:\|.*\n)+)", section(readme(name), "Finding"), re.MULTILINE
-    )
-    assert lines, f"{name} has no table by {heading}"
-    return [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines[1].splitlines()]
+    pattern = rf"^\| {heading} .*\n\|[-:| ]+\n((?:\|.*\n)+)"
+    found = re.search(pattern, section(readme(name), "Finding"), re.MULTILINE)
+    assert found, f"{name} has no table by {heading}"
+    rows = [line.strip("| ").split("|") for line in found[1].splitlines()]
+    return [[cell.strip() for cell in row] for row in rows]
 
 
 def epochs_until(curve: pd.DataFrame, share: float) -> str:
@@ -326,6 +327,6 @@ def test_the_counts_of_suspect_labels_are_those_of_the_verdicts():
     text = " ".join(section(readme("suspect_labels"), "Finding").split())
     judged = pd.read_csv(FOLDER / "suspect_labels" / "judged.csv")
     counts = judged["verdict"].value_counts()
-    found = proportion(counts["wrong"], len(judged))
+    found = binomtest(int(counts["wrong"]), len(judged)).proportion_ci(method="wilson")
     assert f"{counts['wrong']} of the {len(judged)}" in text
     assert f"[{100 * found.low:.0f} %, {100 * found.high:.0f} %]" in text
