@@ -310,7 +310,8 @@ def test_the_shares_of_variance_are_those_that_were_computed():
     assert [source for source, *_ in quoted] == list(kept.index)
     for source, *cells in quoted:
         for metric, cell in zip(("accuracy/test", "accuracy/gap"), cells, strict=True):
-            mean, low, high = (100 * kept.loc[source, f"{metric}/{e}"] for e in summary.ENDS)
+            ends = [f"{metric}/{end}" for end in ("mean", "low", "high")]
+            mean, low, high = 100 * kept.loc[source, ends]
             assert cell == f"{mean:.0f} % [{low:.0f}, {high:.0f}]"
 
 
