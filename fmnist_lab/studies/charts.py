@@ -159,9 +159,9 @@ def _over_numbers(
     """Draw points over an axis of numbers, logarithmic where they call for it."""
     is_geometric = levels[0] > 0 and levels[-1] / levels[0] >= 16
     scale = {"type": "log" if is_geometric else "linear", "zero": False, "nice": False}
-    axis: dict[str, Any] = {"format": "~r", "labelOverlap": "greedy", "tickCount": 5}
-    if len(levels) <= MOST_GROUPS:
-        axis["values"] = list(levels)
+    # A count of ticks beside their values would leave every other one out.
+    ticks = {"values": list(levels)} if len(levels) <= MOST_GROUPS + 1 else {"tickCount": 5}
+    axis: dict[str, Any] = {"format": "~r", "labelOverlap": "greedy", **ticks}
     x = vega.field("x", title=vega.capital(name), scale=scale | {"padding": 12}, axis=axis)
     span = vega.scale(records, from_zero=metric in FROM_ZERO)
     low, mean = (vega.field(end, title=title, scale=span) for end in ("low", "mean"))
@@ -249,9 +249,8 @@ def against_epochs(
     )
     # Dots where few epochs were measured: they show which. Elsewhere they only carry the texts.
     is_sparse = points["epoch"].nunique() <= MOST_GROUPS
-    axis: dict[str, Any] = {"tickCount": 6, "tickMinStep": 1, "format": "d"}
-    if is_sparse:
-        axis["values"] = sorted(set(points["epoch"]))
+    ticks = {"values": sorted(set(points["epoch"]))} if is_sparse else {"tickCount": 6}
+    axis: dict[str, Any] = {"tickMinStep": 1, "format": "d", **ticks}
     x = vega.field("epoch", title="Epoch", axis=axis)
     x["scale"] = {"nice": False, "zero": False, "padding": 4}
     color = vega.color(names[first], levels) if group else {"value": HUES[metric]}
