@@ -32,8 +32,8 @@ METRICS = [
     *("accuracy/train_clean", "accuracy/gap_clean", "loss/gap_clean"),
     *(f"mislabelled/{part}" for part in ("memorised", "seen_through", "by_mistake")),
 ]
-# What reports write beside the runs and their means.
-TABLES = ("curves.csv", "bias_variance.csv", "variance.csv")
+# What reports write beside the runs.
+TABLES = ("summary.csv", "curves.csv", "bias_variance.csv", "variance.csv")
 NUMBER = re.compile(r"(?<![\w./:])[+-]?\d\.\d{3,}(?!\w|\.\d)")
 # What is measured is quoted under these headings; elsewhere stand settings and others' numbers.
 MEASURED = ("Finding", "Cost")
