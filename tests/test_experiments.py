@@ -122,7 +122,9 @@ def pairs(
     if len(settings) > 12 or len(parameters) < 2:
         return
     for one, other in combinations(settings, 2):
-        first, second = (part[parameters].astype(str).iloc[0] for part in (one, other))
+        first, second = (
+            part[parameters].astype(object).fillna("").astype(str).iloc[0] for part in (one, other)
+        )
         if (first != second).sum() == 1:
             yield one, other
 
