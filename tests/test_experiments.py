@@ -292,24 +292,6 @@ def table(name: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in rows]
 
 
-def epochs_until(curve: pd.DataFrame, share: float) -> str:
-    """The first epoch whose mean training accuracy is this, and those of its interval's ends."""
-
-    def first(end: str) -> str:
-        reached = curve.loc[curve[f"accuracy/train/{end}"] >= share, "epoch"]
-        return str(reached.min()) if len(reached) else f"> {curve['epoch'].max()}"
-
-    return f"{first('mean')} ({first('high')} to {first('low')})"
-
-
-def test_the_epochs_until_random_labels_are_learnt_are_those_of_the_curves():
-    curves = pd.read_csv(FOLDER / "random_labels" / "curves.csv")
-    for width, *cells in table("random_labels", "hidden units"):
-        at = curves[curves["model.hidden_units"] == int(width)]
-        for is_random, cell in zip((False, True), cells, strict=False):
-            assert cell == epochs_until(at[at["data.random_labels"] == is_random], 0.99)
-
-
 def test_the_shares_of_variance_are_those_that_were_computed():
     kept = pd.read_csv(FOLDER / "variance" / "variance.csv").set_index("source")
     quoted = table("variance", "source")
