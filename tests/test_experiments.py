@@ -303,6 +303,15 @@ def test_the_shares_of_variance_are_those_that_were_computed():
             assert cell == f"{mean:.0f} % [{low:.0f}, {high:.0f}]"
 
 
+def test_the_counts_of_leaked_images_are_those_of_the_lists():
+    text = section(readme("leaked_images"), "Finding")
+    for distance in ("1.5", "2"):
+        listed = pd.read_csv(FOLDER / "leaked_images" / f"near_{distance}.csv")
+        counts = listed["split"].value_counts()
+        said = f"{counts['test']} test images and {counts['train']:,} training images"
+        assert said in " ".join(text.split())
+
+
 def test_the_counts_of_suspect_labels_are_those_of_the_verdicts():
     text = " ".join(section(readme("suspect_labels"), "Finding").split())
     judged = pd.read_csv(FOLDER / "suspect_labels" / "judged.csv")
