@@ -117,8 +117,8 @@ def audit(
             written = audit_files.write(found, output, title=title, command=provenance.command())
         names = ", ".join(file.name for file in written)
         console.print(f"written to {escape(str(output))}: {escape(names)}", soft_wrap=True)
-        if not data_dir and len(found.training_near_test):
-            listed = str(output / "training_near_test.csv")
+        if not data_dir and len(found.leaked):
+            listed = str(output / "leaked_images.csv")
             if not re.fullmatch(r"[\w./-]+", listed):
                 listed = quoted(listed)
             near = shlex.quote(f"data.exclude={listed}")

@@ -167,8 +167,13 @@ def test_planted_faults_are_in_the_files_and_nothing_else(backend, door, folder,
         ("test", "10", "train", "33", "altered"),
     ]
     assert float(duplicates[1]["distance"]) == pytest.approx(5 / 255, abs=1e-4)
-    near = rows_of(kept / "training_near_test.csv")
-    assert [(row["split"], row["index"]) for row in near] == [("train", "33"), ("train", "40")]
+    near = rows_of(kept / "leaked_images.csv")
+    assert [(row["split"], row["index"], row["other_index"]) for row in near] == [
+        ("train", "33", "10"),
+        ("train", "40", "51"),
+        ("test", "10", "33"),
+        ("test", "51", "40"),
+    ]
     suspects = rows_of(kept / "suspect_labels.csv")
     assert {(row["split"], row["index"]) for row in suspects} == {("train", "50"), ("test", "35")}
     page = (kept / "audit.html").read_text()

@@ -5,6 +5,7 @@ import re
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from simulated import NO_CURVES, simulate
@@ -329,3 +330,44 @@ def test_a_legend_of_many_numbers_shows_a_few_of_them_and_one_of_many_names_none
     numbers = vega.color("epochs", vega.labels(range(1, 21), "epochs"))
     assert numbers["legend"]["values"] == ["20", "15", "10", "5", "1"]
     assert vega.color("model", vega.labels(map("m{}".format, range(20)), "model"))["legend"] is None
+
+
+def noisy(**grid):
+    """Runs of which those with noise have metrics of wrong labels, and their curves."""
+    runs, curves = simulate(3, (20,), **grid, **{"data.label_noise": [0, 0.2]})
+    wrong = runs["data.label_noise"] == "0.2"
+    runs.loc[wrong, "accuracy/gap_clean"] = runs["accuracy/gap"] - 0.3
+    runs.loc[wrong, "mislabelled/memorised"] = 0.5
+    known = curves[curves["run_id"].isin(runs[wrong]["run_id"])]
+    gaps = known[known["metric"] == "accuracy/gap"]
+    more = [
+        gaps.assign(metric="accuracy/gap_clean", value=gaps["value"] - 0.3),
+        gaps.assign(metric="mislabelled/memorised", value=0.5),
+    ]
+    return runs, pd.concat([curves, *more], ignore_index=True)
+
+
+def test_with_wrong_labels_the_gap_is_drawn_by_both_labels_and_says_which():
+    drawn = figures_of(*noisy(widths=(32,)))
+    assert {"gap_on_true_labels_against_epochs.png", "memorised_against_epochs.png"} <= {*drawn}
+    given = "Accuracy gap: by the labels trained on, wrong ones among them."
+    assert given in drawn["by_parameter.png"].note
+    assert given in drawn["gap_against_epochs.png"].note
+    assert "Gap on true labels" in drawn["accuracy_against_gap.png"].words
+    # Without noise, both gaps are the same: a line of its own for each share.
+    assert len(drawn["gap_on_true_labels_against_epochs.png"].lines()) == 2
+    assert len(drawn["memorised_against_epochs.png"].lines()) == 1
+    clean = figures_of(*simulate(3, (5,), (8, 64)))
+    assert not any("labels" in name for name in clean)
+    assert given not in clean["by_parameter.png"].note
+
+
+def test_a_long_row_of_numbers_is_drawn_as_lines_beside_its_heat_maps():
+    widths = tuple(2**power for power in range(6))
+    drawn = figures_of(*noisy(widths=widths))
+    assert "heat_map_gap_on_true_labels.png" in drawn
+    chart = drawn["by_parameter.png"]
+    assert len(chart.chart["concat"]) == 4
+    # One line for each share of noise and metric, but for the memorised labels of none.
+    assert [points for points in chart.lines() if points > 1] == [6] * 7
+    assert "by_parameter.png" not in figures_of(*noisy(widths=widths[:5]))

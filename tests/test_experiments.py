@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
+from scipy.stats import binomtest
 
 from fmnist_lab import config
 from fmnist_lab.config import naming
+from fmnist_lab.evaluation.statistics import Interval
 from fmnist_lab.studies import frames, summary
 from fmnist_lab.sweep import plan
 
@@ -23,9 +26,17 @@ STUDIES = sorted(file.parent.name for file in FOLDER.glob("*/results.csv"))
 # Their results are those of the winner and of what it is compared with.
 SEARCHES = sorted(file.parent.name for file in FOLDER.glob("*/trials.csv"))
 METRICS = [
-    f"{name}/{part}" for name in ("accuracy", "loss") for part in ("test", "train", "gap", "fit")
+    *(
+        f"{name}/{part}"
+        for name in ("accuracy", "loss")
+        for part in ("test", "train", "gap", "fit")
+    ),
+    *("accuracy/train_clean", "accuracy/gap_clean", "loss/gap_clean"),
+    *(f"mislabelled/{part}" for part in ("memorised", "seen_through", "by_mistake")),
 ]
 CONFIDENCE = ("calibration/", "conformal", "abstaining/", "auroc_")
+# What reports write beside the runs.
+TABLES = ("summary.csv", "curves.csv", "bias_variance.csv", "variance.csv")
 NUMBER = re.compile(r"(?<![\w./:])[+-]?\d\.\d{3,}(?!\w|\.\d)")
 # What is measured is quoted under these headings; elsewhere stand settings and others' numbers.
 MEASURED = ("Finding", "Cost")
@@ -77,7 +88,7 @@ def jobs(words: list[str]) -> Iterator[config.Config]:
         for job in plan.plan(whole).jobs:
             composed = loader.load_sweep_config(whole, list(job))
             own = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
-            yield config.validate(OmegaConf.to_container(own))
+            yield config.validate(OmegaConf.to_container(own, resolve=True))
 
 
 def spoken(value: float, digits: int) -> set[str]:
@@ -92,16 +103,62 @@ def sayable(runs: pd.DataFrame, digits: int) -> set[str]:
     settings = (
         [part for _, part in runs.groupby(parameters, dropna=False)] if parameters else [runs]
     )
-    for metric in [*METRICS, *(name for name in runs if name.startswith(CONFIDENCE))]:
+    confidence = [name for name in runs if name.startswith(CONFIDENCE)]
+    for metric in [*METRICS, *confidence]:
+        if metric not in runs:
+            continue
         for value in runs[metric]:
             said |= spoken(value, digits)
         for part in settings:
             values = part[metric]
-            interval = summary.interval(values)
-            half = (interval.high - interval.low) / 2
-            spread = values.max() - values.min()
-            for value in (interval.mean, interval.low, interval.high, half, values.std(), spread):
-                said |= spoken(value, digits)
+            said |= spoken(values.std(), digits) | spoken(values.max() - values.min(), digits)
+            said |= told(summary.interval(values), digits)
+    for one, other in pairs(settings, parameters):
+        matched = one.merge(other, on=seeds_in(runs), suffixes=("", "_other"))
+        for metric in METRICS if len(matched) > 1 else ():
+            if metric in runs:
+                differences = matched[metric] - matched[f"{metric}_other"]
+                said |= told(summary.interval(differences), digits)
+    return said
+
+
+def told(interval: Interval, digits: int) -> set[str]:
+    half = (interval.high - interval.low) / 2
+    values = (interval.mean, interval.low, interval.high, half)
+    return set[str]().union(*(spoken(value, digits) for value in values))
+
+
+def seeds_in(runs: pd.DataFrame) -> list[str]:
+    return [name for name in frames.SEEDS if name in runs and runs[name].notna().all()]
+
+
+def pairs(
+    settings: list[pd.DataFrame], parameters: list[str]
+) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """Settings that differ in one parameter, of studies of few settings."""
+    if len(settings) > 12 or len(parameters) < 2:
+        return
+    for one, other in combinations(settings, 2):
+        first, second = (
+            part[parameters].astype(object).fillna("").astype(str).iloc[0] for part in (one, other)
+        )
+        if (first != second).sum() == 1:
+            yield one, other
+
+
+def in_tables(name: str, digits: int) -> set[str]:
+    """The numbers of the other tables of a study's report, and half of their intervals."""
+    said: set[str] = set()
+    for file in TABLES:
+        if (FOLDER / name / file).is_file():
+            table = pd.read_csv(FOLDER / name / file)
+            for column in table.select_dtypes("number"):
+                metric, _, end = column.rpartition("/")
+                values = [table[column]]
+                if end == "high":
+                    values.append((table[column] - table[f"{metric}/low"]) / 2)
+                for each in values:
+                    said |= set[str]().union(*(spoken(value, digits) for value in each))
     return said
 
 
@@ -121,6 +178,9 @@ def comparable(row: dict[str, Any]) -> dict[str, Any]:
     """Parameters with numbers as numbers; the launcher may decide the number of threads."""
     row = {key: value for key, value in row.items() if key == "seed" or frames.is_parameter(key)}
     row.pop("trainer.threads", None)
+    # A report gives runs without wrong labels a share of 0; their params have none.
+    if float(row.get(frames.NOISE, 1)) == 0:
+        row.pop(frames.NOISE)
     numbers = re.compile(r"[+-]?[\d.]+(e[+-]?\d+)?")
     # A report takes a list of one for the one.
     texts = {key: re.sub(r"^\[(\d+)\]$", r"\1", str(value)) for key, value in row.items()}
@@ -163,6 +223,7 @@ def test_its_numbers_are_those_of_the_runs(name):
     text, runs = readme(name), results(name)
     published = set(NUMBER.findall(section(text, "Expectation")))
     tried = trials(name).select_dtypes("number").to_numpy().ravel() if name in SEARCHES else []
+    known: dict[int, set[str]] = {}
     for title in MEASURED:
         said = section(text, title)
         # Sums may be quoted if they are right.
@@ -174,8 +235,10 @@ def test_its_numbers_are_those_of_the_runs(name):
         said = re.sub(r" = \d\.\d+", "", said)
         for number in NUMBER.findall(said):
             digits = len(number.partition(".")[2])
-            chosen = {text for value in tried for text in spoken(value, digits)}
-            assert number in published | chosen | sayable(runs, digits), f"{name} quotes {number}"
+            if digits not in known:
+                known[digits] = published | sayable(runs, digits) | in_tables(name, digits)
+                known[digits] |= {text for value in tried for text in spoken(value, digits)}
+            assert number in known[digits], f"{name} quotes {number}"
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -214,7 +277,8 @@ def test_the_summary_is_that_of_the_runs(name):
     fresh = summary.summarize(results(name)).reset_index(drop=True)
     for column in fresh.columns.intersection(kept.columns):
         if column.endswith("/mean"):
-            assert sorted(kept[column]) == pytest.approx(sorted(fresh[column]))
+            known, found = (sorted(each[column].dropna()) for each in (kept, fresh))
+            assert known == pytest.approx(found)
 
 
 def test_the_index_lists_every_study():
@@ -258,3 +322,41 @@ def test_the_speeds_are_those_that_were_measured():
     square, own = (f"{float(ratio) * 100:.0f} %" for *_, ratio in dict(first)[MLP][-2:])
     assert f"at {square} of the rate of large square" in text
     assert f"at {own} of that of the network's own" in text
+
+
+def table(name: str, heading: str) -> list[list[str]]:
+    """The cells of the table in a study's finding whose first column has this heading."""
+    pattern = rf"^\| {heading} .*\n\|[-:| ]+\n((?:\|.*\n)+)"
+    found = re.search(pattern, section(readme(name), "Finding"), re.MULTILINE)
+    assert found, f"{name} has no table by {heading}"
+    rows = [line.strip("| ").split("|") for line in found[1].splitlines()]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+def test_the_shares_of_variance_are_those_that_were_computed():
+    kept = pd.read_csv(FOLDER / "variance" / "variance.csv").set_index("source")
+    quoted = table("variance", "source")
+    assert [source for source, *_ in quoted] == list(kept.index)
+    for source, *cells in quoted:
+        for metric, cell in zip(("accuracy/test", "accuracy/gap"), cells, strict=True):
+            ends = [f"{metric}/{end}" for end in ("mean", "low", "high")]
+            mean, low, high = 100 * kept.loc[source, ends]
+            assert cell == f"{mean:.0f} % [{low:.0f}, {high:.0f}]"
+
+
+def test_the_counts_of_leaked_images_are_those_of_the_lists():
+    text = section(readme("leaked_images"), "Finding")
+    for distance in ("1.5", "2"):
+        listed = pd.read_csv(FOLDER / "leaked_images" / f"near_{distance}.csv")
+        counts = listed["split"].value_counts()
+        said = f"{counts['test']} test images and {counts['train']:,} training images"
+        assert said in " ".join(text.split())
+
+
+def test_the_counts_of_suspect_labels_are_those_of_the_verdicts():
+    text = " ".join(section(readme("suspect_labels"), "Finding").split())
+    judged = pd.read_csv(FOLDER / "suspect_labels" / "judged.csv")
+    counts = judged["verdict"].value_counts()
+    found = binomtest(int(counts["wrong"]), len(judged)).proportion_ci(method="wilson")
+    assert f"{counts['wrong']} of the {len(judged)}" in text
+    assert f"[{100 * found.low:.0f} %, {100 * found.high:.0f} %]" in text

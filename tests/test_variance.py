@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from simulated import simulate
@@ -11,11 +12,12 @@ from fmnist_lab.errors import UserError
 from fmnist_lab.evaluation.statistics import compare_groups, superiority
 from fmnist_lab.evaluation.variance import (
     IMAGE,
+    bias_variance,
     components,
     finite_test_set,
     on_new_images,
 )
-from fmnist_lab.studies import beyond, decomposition, summary
+from fmnist_lab.studies import beyond, bias, decomposition, report, summary
 
 
 def by_name(found):
@@ -283,3 +285,54 @@ def test_runs_that_are_no_grid_are_refused(chosen, factors, told):
     runs, _, read = grid()
     with pytest.raises(UserError, match=told):
         decomposition.decompose(summary.take_apart(runs.iloc[chosen]), factors, read)
+
+
+def test_components_are_kept_as_a_table_and_a_chart(tmp_path):
+    runs, _, read = grid()
+    found = decomposition.decompose(summary.take_apart(runs), ("seed", "data.split_seed"), read)
+    table, picture = decomposition.write(found, tmp_path, len(runs))
+    kept = pd.read_csv(table).set_index("source")
+    assert list(kept.index) == [" x ".join(each.factors) for each in found["accuracy/test"]]
+    assert kept["accuracy/gap/mean"].sum() == pytest.approx(1)
+    split = found["accuracy/test"][1]
+    assert kept.loc["split seed", "accuracy/test/high"] == pytest.approx(split.share_high)
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_bias_and_variance_of_predictions_are_found_without_bias():
+    """Predictions around a mean of their own for each image, with a known spread."""
+    generator = np.random.default_rng(6)
+    labels = generator.integers(0, 3, 500)
+    center, spread = generator.normal(0, 0.3, (500, 3)), 0.2
+    known = ((np.eye(3)[labels] - center) ** 2).sum(axis=1).mean()
+    found = [
+        bias_variance(center + generator.normal(0, spread, (4, 500, 3)), labels) for _ in range(60)
+    ]
+    for part, true in (("variance", 3 * spread**2), ("bias", known)):
+        estimates = np.array([getattr(each, part).mean for each in found])
+        assert abs(estimates.mean() - true) < 4 * estimates.std() / math.sqrt(len(found))
+        held = [getattr(each, part).low <= true <= getattr(each, part).high for each in found]
+        assert np.mean(held) > 0.85
+    assert found[0].error.mean == pytest.approx(found[0].bias.mean + found[0].variance.mean)
+    with pytest.raises(ValueError, match="expected three runs or more"):
+        bias_variance(np.zeros((2, 500, 3)), labels)
+
+
+def drawing_images(runs):
+    """The runs as if each seed had drawn training images of its own."""
+    return runs.assign(**{"data.split_seed": runs["seed"], "data.train_limit": "2000"})
+
+
+def test_a_report_parts_the_error_where_each_seed_draws_its_own_images(tmp_path):
+    runs, curves = simulate(3, (5,), (8, 32, 512), per_epoch=False)
+    read, own = predicted(runs), drawing_images(runs)
+    parts = bias.by_setting(summary.take_apart(own), read)
+    assert parts["model.hidden_units"].tolist() == [8, 32, 512]
+    chosen = own[own["model.hidden_units"] == "32"]["run_id"]
+    expected = bias_variance(np.stack([read(run)[0] for run in chosen]), read(chosen.iloc[0])[1])
+    assert parts["variance/high"][1] == expected.variance.high
+    files = report.write(own, curves, tmp_path, title="T", command="C", error_parts=parts)
+    assert {"bias_variance.csv", "bias_variance.png"} <= {file.name for file in files}
+    shared = runs.assign(**{"data.split_seed": "0", "data.train_limit": "2000"})
+    for others in (runs, shared, own[own["seed"] != "2"]):
+        assert bias.by_setting(summary.take_apart(others), read) is None

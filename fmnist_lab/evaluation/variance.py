@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from fmnist_lab.evaluation.statistics import LEVEL, Comparison
+from fmnist_lab.evaluation.statistics import LEVEL, Comparison, Interval, mean_interval
 
 IMAGE = "test image"
 DRAWS = 10_000
@@ -220,3 +220,52 @@ def _between_images(means: NDArray[np.float64], noise: float) -> float:
         noise: The variance of each of them that the runs make.
     """
     return max(float(np.var(means, ddof=1)) - noise, 0) / len(means)
+
+
+@dataclass(frozen=True)
+class BiasVariance:
+    """The squared error of a setting's predictions, in the parts that make it.
+
+    Attributes:
+        error: Mean squared error of one run's probabilities, with its 95 % interval over runs.
+        bias: The part that the mean prediction of endlessly many runs would still make, squared.
+        variance: The part that differs from run to run.
+    """
+
+    error: Interval
+    bias: Interval
+    variance: Interval
+
+
+def bias_variance(probabilities: NDArray[np.floating], labels: NDArray[np.integer]) -> BiasVariance:
+    """Split the squared error of predictions into bias² and variance over training sets.
+
+    With f for the probabilities of one run and π for the true class as zeros and a one, both of
+    `classes` numbers: mean |π - f|² = mean |π - mean f|² + mean |f - mean f|². The variance is
+    estimated without bias by that between the runs, and bias² by what it leaves of the error (Yang
+    et al. 2020, "Rethinking bias-variance trade-off", arXiv:2002.11328, section 3). Both may be
+    below 0. The intervals are of the jackknife over runs.
+
+    Args:
+        probabilities: float (runs, images, classes), at least three runs, each trained on images
+            of its own.
+        labels: int (images,), the true classes.
+
+    Raises:
+        ValueError: There are fewer than three runs.
+    """
+    runs, _, classes = probabilities.shape
+    if runs < 3:
+        raise ValueError(f"expected three runs or more. Received: {runs}")
+    truth = np.eye(classes)[labels]
+    errors = np.array([((each - truth) ** 2).sum(axis=1).mean() for each in probabilities])
+
+    def between(chosen: Sequence[int]) -> float:
+        return float(probabilities[chosen].var(axis=0, ddof=1, dtype=np.float64).sum(1).mean())
+
+    every = list(range(runs))
+    whole = between(every)
+    without = np.array([between(every[:run] + every[run + 1 :]) for run in every])
+    # Pseudo-values, whose mean and spread are those of the estimate.
+    varying = runs * whole - (runs - 1) * without
+    return BiasVariance(*map(mean_interval, (errors, errors - varying, varying)))

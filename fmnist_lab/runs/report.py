@@ -46,7 +46,7 @@ def report(
         experiment: The experiment to look into if no sweep is named; left out, MLflow's
             $MLFLOW_EXPERIMENT_NAME or $MLFLOW_EXPERIMENT_ID, or fmnist_lab.
     """
-    from fmnist_lab.studies import beyond, design, summary
+    from fmnist_lab.studies import beyond, bias, design, summary
     from fmnist_lab.studies import report as reports
 
     with reported():
@@ -74,6 +74,7 @@ def report(
             command=command,
             axes=axes,
             remarks=remarks,
+            error_parts=bias.by_setting(parts, predictions_of(place)),
         )
         console.print(f"written to {output}: {', '.join(file.name for file in files)}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -28,6 +29,7 @@ EXPLAINED = (
 def variance(
     *runs: str,
     by: Annotated[tuple[str, ...], Parameter(consume_multiple=True)] = ("seed",),
+    output: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json")] = False,
     store: str | None = None,
     experiment: str | None = None,
@@ -40,6 +42,7 @@ def variance(
         runs: Sweeps, runs, and key=value that narrow them.
         by: The parameters that differ between the runs, with a run for each combination of their
             values; left out, the seed.
+        output: Folder for variance.csv and variance.png.
         as_json: Print JSON.
         store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
         experiment: The experiment to look into if no run is named; left out, MLflow's
@@ -52,6 +55,7 @@ def variance(
 
         side = side_of(place, parted(runs), experiment)
         found = decomposition.decompose(side.study, by, predictions_of(place))
+        files = decomposition.write(found, output, len(side.ids)) if output else []
         if as_json:
             print(json.dumps({"runs": side.ids, "components": plain(found)}, indent=2))
             return
@@ -61,6 +65,8 @@ def variance(
         console.print(_table(found))
         console.print()
         console.print(Text(EXPLAINED))
+        if files:
+            console.print(f"written to {output}: {', '.join(file.name for file in files)}")
 
 
 def _table(found: dict[str, list[Component]]) -> Table:

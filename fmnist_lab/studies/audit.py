@@ -104,17 +104,17 @@ class Audit:
         return np.where(tested, *reversed(SPLITS)), places - train * tested, labels[places]
 
     @cached_property
-    def training_near_test(self) -> pd.DataFrame:
-        """The training images that have a near duplicate among the test images."""
+    def leaked(self) -> pd.DataFrame:
+        """The training images that have a near duplicate among the test images, and those.
+
+        `other_index` is of the image of the other split that each is most like.
+        """
         across = self.duplicates.query("split == 'test' and other_split == 'train'")
-        chosen = across.drop_duplicates("other_index").sort_values("other_index")
-        return pd.DataFrame(
-            {
-                "split": "train",
-                "index": chosen["other_index"].to_numpy(),
-                "test_index": chosen["index"].to_numpy(),
-            }
-        )
+        columns = {"other_split": "split", "other_index": "index", "index": "other_index"}
+        turned = across[["other_split", "other_index", "index"]].rename(columns=columns)
+        both = pd.concat([turned, across[["split", "index", "other_index"]]])
+        kept = both.drop_duplicates(["split", "index"])
+        return kept.sort_values(["split", "index"], ascending=[False, True], ignore_index=True)
 
     @cached_property
     def suspects(self) -> pd.DataFrame:

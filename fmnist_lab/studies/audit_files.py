@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PAIRS_SHOWN, LABELS_SHOWN = 36, 48  # on a contact sheet
 ROWS_SHOWN = 1000  # in a table of the page
 FILES = (
-    *("near_duplicates.csv", "training_near_test.csv", "suspect_labels.csv"),
+    *("near_duplicates.csv", "leaked_images.csv", "suspect_labels.csv"),
     *("near_duplicates.png", "suspect_labels_train.png", "suspect_labels_test.png"),
     *("audit.html", "summary.md"),
 )
@@ -70,7 +70,7 @@ def write(audit: Audit, folder: Path, *, title: str, command: str) -> list[Path]
     """
     tables = {
         "near_duplicates.csv": audit.duplicates,
-        "training_near_test.csv": audit.training_near_test,
+        "leaked_images.csv": audit.leaked,
         "suspect_labels.csv": audit.suspects,
     }
     sheets = _sheets(audit)
@@ -265,8 +265,9 @@ def _duplicates_section(audit: Audit, sheets: dict[str, bytes]) -> Section:
         title="Near duplicates",
         text="The number of images that have another at a distance below each threshold, L2 of "
         "pixels / 255. Of two images that are alike, data.exclude=near_duplicates.csv leaves out "
-        "the later training image, data.exclude_test=near_duplicates.csv the test image, and "
-        "data.exclude=training_near_test.csv the training images that are like a test image.",
+        "the later training image and data.exclude_test=near_duplicates.csv the test image. "
+        "data.exclude=leaked_images.csv leaves out the training images that are like a test image, "
+        "and data.exclude_test=leaked_images.csv the test images that are like a training image.",
         headings=_count_headings(audit),
         rows=_count_rows(audit),
         pictures=_pictures(sheets, "near_duplicates.png"),

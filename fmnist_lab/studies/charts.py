@@ -13,8 +13,12 @@ import pandas as pd
 from fmnist_lab.evaluation.statistics import Interval
 from fmnist_lab.studies import vega
 from fmnist_lab.studies.frames import (
-    ACCURACIES,
+    CLEAN_GAP,
+    DRAWN,
+    GAP,
+    MEMORISED,
     METRICS,
+    TRAINED,
     VALIDATED,
     cell,
     grouped,
@@ -26,59 +30,99 @@ from fmnist_lab.studies.frames import (
     short_names,
     shown,
 )
-from fmnist_lab.studies.vega import BLUE, ENDS, MOST_GROUPS, RED, TEAL, Chart, Records
+from fmnist_lab.studies.vega import (
+    BLUE,
+    ENDS,
+    GREY,
+    MOST_GROUPS,
+    ORANGE,
+    PURPLE,
+    RED,
+    TEAL,
+    Chart,
+    Records,
+)
 from fmnist_lab.texts import counted
 
-HUES = {VALIDATED: TEAL, "accuracy/test": BLUE, "accuracy/gap": RED}
+HUES = {VALIDATED: TEAL, "accuracy/test": BLUE, GAP: RED, CLEAN_GAP: ORANGE, MEMORISED: PURPLE}
+HUES |= {TRAINED: GREY}
+NAMES = METRICS | {TRAINED: "Training accuracy"}
+FROM_ZERO = (GAP, CLEAN_GAP, MEMORISED)
 BARS = "Bars: 95 % intervals (t) of the means of {} runs."
 BANDS = BARS.replace("Bars", "Bands")
+JACKKNIFE = "Bars: 95 % intervals (jackknife, t) from {} runs."
 MOST_PANELS = 6
-ENDPOINTS = ("accuracy/test", "accuracy/gap")
+GIVEN = " Accuracy gap: by the labels trained on, wrong ones among them."
 
 
 def charted(summary: pd.DataFrame) -> list[str]:
-    """Return the accuracies that are drawn: that on held-out images if most settings have it."""
+    """Return the metrics that are drawn, that on held-out images if most settings have it."""
     most = len(summary) / 2
     return [
         metric
-        for metric in ACCURACIES
+        for metric in DRAWN
         if f"{metric}/mean" in summary
         and (metric != VALIDATED or summary[f"{metric}/mean"].notna().sum() >= max(most, 1))
     ]
 
 
-def titled(metrics: Sequence[str]) -> str:
-    """Return the common name of metrics: "Test accuracy and gap"."""
-    last = "gap" if len(metrics) > 1 else METRICS[metrics[0]]
-    return listed([*(METRICS[metric].lower() for metric in metrics[:-1]), last]).capitalize()
+def titled(names: Iterable[str]) -> str:
+    """Return the common name of metrics of these names: "Test accuracy and gap"."""
+    first, *others = (name.lower() for name in names)
+    return listed([first, *(name.replace("accuracy gap", "gap") for name in others)]).capitalize()
 
 
-def against(summary: pd.DataFrame, x: str) -> Chart:
-    """Accuracies against one parameter: lines over numbers, else rows of points.
+def against(
+    summary: pd.DataFrame,
+    x: str,
+    group: str = "",
+    metrics: Mapping[str, str] | None = None,
+) -> Chart:
+    """Metrics against one parameter: lines over numbers, else rows of points.
 
     Args:
-        summary: One row per setting; where they differ in more than `x`, each is a point.
+        summary: One row per setting; where they differ in more than `x` and `group`, each is a
+            point.
         x: The parameter.
+        group: Another one, each value of which is a line of its own colour over numbers; "": none.
+        metrics: The names of estimates that are no means of runs; None: what `charted` returns.
     """
-    names, metrics = short_names(parameters_of(summary)), charted(summary)
+    bars = JACKKNIFE if metrics else BARS
+    names, metrics = short_names(parameters_of(summary)), metrics or _named(charted(summary))
     levels = vega.labels(summary[x], x)
-    note = interval_note(summary["runs"], BARS)
-    if others := [names[name] for name in names if name != x]:
+    colors = vega.labels(summary[group], group) if group else {}
+    note = interval_note(summary["runs"], bars) + GIVEN * (CLEAN_GAP in metrics)
+    if others := [names[name] for name in names if name not in (x, group)]:
         note += f" Settings differ in {listed(others)}, too."
     is_numeric = all(isinstance(level, int | float) for level in levels)
     rows = summary.to_dict("records")
     panels = []
-    for metric in metrics:
+    for metric, title in metrics.items():
         records = [
             {end: row[f"{metric}/{end}"] for end in ENDS}
             | {"x": row[x] if is_numeric else levels[row[x]], "tip": _tip(row, names, metrics)}
+            | ({"level": colors[row[group]]} if group else {})
             for row in rows
         ]
         if is_numeric:
-            panels.append(_over_numbers(records, list(levels), names[x], metric, bool(others)))
+            over = _over_numbers(records, list(levels), names[x], metric, bool(others), title)
+            if group:
+                over["encoding"] |= {"color": vega.color(names[group], colors)}
+            panels.append(over)
         else:
             panels.append(_rows(records, list(levels.values()), metric))
-    title = f"{titled(metrics)} by {names[x]}"
+    by = f" by {listed([names[x], *([names[group]] if group else [])])}"
+    return _side_by_side(panels, titled(metrics.values()) + by, note)
+
+
+def _named(metrics: Iterable[str]) -> dict[str, str]:
+    return {metric: METRICS[metric] for metric in metrics}
+
+
+def _side_by_side(panels: Sequence[Chart], title: str, note: str) -> Chart:
+    """Put panels into one row, or into two where there are more than three."""
+    if len(panels) > 3:
+        return vega.finished({"concat": panels, "columns": 2}, title, note, 440)
     return vega.finished({"hconcat": panels}, title, note, 220 * len(panels))
 
 
@@ -90,6 +134,7 @@ def runs(frame: pd.DataFrame, intervals: Mapping[str, Interval]) -> Chart:
         intervals: Of each of the metrics.
     """
     note = interval_note(pd.Series([len(frame)]), f"Lines: means. {BANDS}")
+    note += GIVEN * (CLEAN_GAP in intervals)
     labels = list(vega.unique([f"seed {shown(seed)}" for seed in frame["seed"]]))
     every = frame.to_dict("records")
     panels = []
@@ -99,29 +144,34 @@ def runs(frame: pd.DataFrame, intervals: Mapping[str, Interval]) -> Chart:
             for label, run in zip(labels, every, strict=True)
         ]
         panels.append(_rows(records, labels, metric, known))
-    title = f"{titled(list(intervals))} of each run"
-    return vega.finished({"hconcat": panels}, title, note, 220 * len(panels))
+    title = f"{titled(_named(intervals).values())} of each run"
+    return _side_by_side(panels, title, note)
 
 
 def _over_numbers(
-    records: Records, levels: Sequence[float], name: str, metric: str, is_cloud: bool
+    records: Records,
+    levels: Sequence[float],
+    name: str,
+    metric: str,
+    is_cloud: bool,
+    title: str,
 ) -> Chart:
     """Draw points over an axis of numbers, logarithmic where they call for it."""
     is_geometric = levels[0] > 0 and levels[-1] / levels[0] >= 16
     scale = {"type": "log" if is_geometric else "linear", "zero": False, "nice": False}
-    # A format of the axis' own would round 64 to 60 where the ticks are 20 apart.
-    axis: dict[str, Any] = {"labelExpr": vega.NUMBER, "labelOverlap": "greedy", "tickCount": 5}
-    if len(levels) <= MOST_GROUPS:
-        axis["values"] = list(levels)
+    # A count of ticks beside their values would leave every other one out, and a format of the axis
+    # itself would round 64 to 60 where the ticks are 20 apart.
+    ticks = {"values": list(levels)} if len(levels) <= MOST_GROUPS + 1 else {"tickCount": 5}
+    axis: dict[str, Any] = {"labelExpr": vega.NUMBER, "labelOverlap": "greedy", **ticks}
     x = vega.field("x", title=vega.capital(name), scale=scale | {"padding": 12}, axis=axis)
-    span = vega.scale(records, from_zero=metric == "accuracy/gap")
-    low, mean = (vega.field(end, title=METRICS[metric], scale=span) for end in ("low", "mean"))
+    span = vega.scale(records, from_zero=metric in FROM_ZERO)
+    low, mean = (vega.field(end, title=title, scale=span) for end in ("low", "mean"))
     layers = [
         vega.mark("rule", y=low, y2={"field": "high"}),
         *([] if is_cloud else [vega.mark("line", y=mean, style={"strokeWidth": 1.4})]),
         vega.mark("circle", y=mean, description=vega.TIP, style={"size": 36, "opacity": 1}),
     ]
-    encoding = {"x": x, "color": {"value": HUES[metric]}}
+    encoding = {"x": x, "color": {"value": HUES.get(metric, BLUE)}}
     sizes = {"width": 200, "height": 150}
     return {"data": vega.data(records), "encoding": encoding, "layer": layers, **sizes}
 
@@ -161,7 +211,9 @@ def _rows(
     return chart
 
 
-def against_epochs(points: pd.DataFrame, group: Sequence[str], metric: str) -> Chart:
+def against_epochs(
+    points: pd.DataFrame, group: Sequence[str], metric: str, *, is_noisy: bool = False
+) -> Chart:
     """A metric against epoch, a line for each setting, with a band where it has several seeds.
 
     Args:
@@ -169,10 +221,11 @@ def against_epochs(points: pd.DataFrame, group: Sequence[str], metric: str) -> C
         group: The varied parameters but for the epochs: a colour for each value of the first, a
             panel for each setting of the rest.
         metric: Its name.
+        is_noisy: Whether some of the training labels are wrong.
     """
     names, first = short_names(group), group[0] if group else ""
     levels = vega.labels(points[first], first) if group else {None: ""}
-    note = interval_note(points["runs"], BANDS)
+    note = interval_note(points["runs"], BANDS) + GIVEN * (is_noisy and metric == GAP)
     panels = list(grouped(points, list(group[1:])).items())
     if len(panels) > MOST_PANELS:
         note += f" The first {MOST_PANELS} of {len(panels)} panels."
@@ -190,16 +243,15 @@ def against_epochs(points: pd.DataFrame, group: Sequence[str], metric: str) -> C
         for row in part.to_dict("records")
     ]
     # From 0, or a gap that hardly grows would look as if it soared.
-    scale = vega.scale(records, from_zero=metric == "accuracy/gap")
+    scale = vega.scale(records, from_zero=metric in FROM_ZERO)
     mean, low = (
-        vega.field("mean", title=METRICS[metric], scale=scale),
+        vega.field("mean", title=NAMES[metric], scale=scale),
         vega.field("low", scale=scale),
     )
     # Dots where few epochs were measured: they show which. Elsewhere they only carry the texts.
     is_sparse = points["epoch"].nunique() <= MOST_GROUPS
-    axis: dict[str, Any] = {"tickCount": 6, "tickMinStep": 1, "format": "d"}
-    if is_sparse:
-        axis["values"] = sorted(set(points["epoch"]))
+    ticks = {"values": sorted(set(points["epoch"]))} if is_sparse else {"tickCount": 6}
+    axis: dict[str, Any] = {"tickMinStep": 1, "format": "d", **ticks}
     x = vega.field("epoch", title="Epoch", axis=axis)
     x["scale"] = {"nice": False, "zero": False, "padding": 4}
     color = vega.color(names[first], levels) if group else {"value": HUES[metric]}
@@ -219,7 +271,7 @@ def against_epochs(points: pd.DataFrame, group: Sequence[str], metric: str) -> C
         panel = vega.field("panel", "nominal", sort=list(parts))
         chart = {"facet": panel, "columns": columns, "spec": chart}
     by = f" by {listed(list(names.values()))}" if group else ""
-    title = f"{METRICS[metric]} against epoch{by}"
+    title = f"{NAMES[metric]} against epoch{by}"
     return vega.finished(chart | {"data": vega.data(records)}, title, note, 220 * max(columns, 2))
 
 
@@ -247,23 +299,25 @@ def accuracy_against_gap(
         note += f" Lines follow {names[path]} from {shown(steps[0])} to {shown(steps[-1])}."
     if len(levels) > MOST_GROUPS:
         note += _of_many(names[group], levels)
-    told = [*(metric for metric in charted(summary) if metric == VALIDATED), *ENDPOINTS]
+    # A reader takes the gap for overfitting: with wrong labels, that is the one on true labels.
+    axes = {"x": CLEAN_GAP if CLEAN_GAP in charted(summary) else GAP, "y": "accuracy/test"}
+    told = _named(each for each in charted(summary) if each in (VALIDATED, *axes.values()))
     records = [
-        {f"{axis}_{end}": row[f"{metric}/{end}"] for axis, metric in AXES.items() for end in ENDS}
+        {f"{axis}_{end}": row[f"{metric}/{end}"] for axis, metric in axes.items() for end in ENDS}
         | {"level": levels[row[group]], "tip": _tip(row, names, told)}
         | {"path": str([row[name] for name in rest])}
         | {"step": steps.index(row[path]) if path else 0}
         for row in summary.to_dict("records")
     ]
     single = [
-        {f"{axis}_mean": run[metric] for axis, metric in AXES.items()}
-        | {"level": levels[run[group]], "tip": _run_tip(run, ENDPOINTS)}
+        {f"{axis}_mean": run[metric] for axis, metric in axes.items()}
+        | {"level": levels[run[group]], "tip": _run_tip(run, list(axes.values())[::-1])}
         for run in runs
     ]
     x, y = (
         vega.field(f"{axis}_mean", title=METRICS[metric], axis={"tickCount": 6})
         | {"scale": vega.scale([*records, *single], [f"{axis}_{end}" for end in ENDS])}
-        for axis, metric in AXES.items()
+        for axis, metric in axes.items()
     )
     layers = [
         vega.mark("rule", x=x, y=vega.field("y_low", title=y["title"]), y2={"field": "y_high"}),
@@ -283,12 +337,9 @@ def accuracy_against_gap(
     return vega.finished(chart, "Test accuracy against the gap", note, 420)
 
 
-AXES = {"x": "accuracy/gap", "y": "accuracy/test"}
-
-
-def _tip(row: Mapping[str, Any], names: Mapping[str, str], metrics: Iterable[str]) -> str:
+def _tip(row: Mapping[str, Any], names: Mapping[str, str], metrics: Mapping[str, str]) -> str:
     """Return the text at the point of a setting: its values, then its results."""
-    results = [f"{METRICS[metric].lower()} {cell(row, metric)}" for metric in metrics]
+    results = [f"{title.lower()} {cell(row, metric)}" for metric, title in metrics.items()]
     lines = [setting({name: row[name] for name in names}, names), *results, f"runs: {row['runs']}"]
     return "\n".join(filter(None, lines))
 
@@ -298,7 +349,7 @@ def _epoch_tip(row: Mapping[str, Any], names: Mapping[str, str], metric: str) ->
     at_setting = setting({name: row[name] for name in names}, names)
     mean = mean_text(row["mean"], row["high"] - row["mean"])
     at = ", ".join(filter(None, [at_setting, f"epoch {row['epoch']}"]))
-    return f"{at}\n{METRICS[metric].lower()} {mean}"
+    return f"{at}\n{NAMES[metric].lower()} {mean}"
 
 
 def _run_tip(run: Mapping[str, Any], metrics: Iterable[str]) -> str:

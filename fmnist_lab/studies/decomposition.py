@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,9 +13,13 @@ from numpy.typing import NDArray
 
 from fmnist_lab.errors import UserError
 from fmnist_lab.evaluation.variance import IMAGE, Component, components
+from fmnist_lab.studies import vega
 from fmnist_lab.studies.beyond import GAP, TESTED, Correct, Predictions, correct_of
+from fmnist_lab.studies.frames import METRICS as FULL
 from fmnist_lab.studies.frames import SEEDS, draws_of, grouped, ordered, short_names, shown
 from fmnist_lab.studies.summary import Study
+from fmnist_lab.studies.vega import ENDS, Chart
+from fmnist_lab.studies.writing import Figure, csv, drawn, keep
 
 METRICS = (TESTED, GAP)
 # Why a seed of the data draws nothing.
@@ -54,6 +60,58 @@ def decompose(
         metric: components(_values(at[metric], correct, metric).reshape(shape), names, over=IMAGE)
         for metric in METRICS
     }
+
+
+def write(found: dict[str, list[Component]], folder: Path, runs: int) -> list[Path]:
+    """Write `variance.csv`, and `variance.png` with the share of each source.
+
+    Args:
+        found: What `decompose` returns.
+        folder: Where to; made if it is not there.
+        runs: The number of runs.
+
+    Returns:
+        The files.
+    """
+    rows: list[dict[str, Any]] = []
+    for sources in zip(*found.values(), strict=True):
+        row: dict[str, Any] = {"source": " x ".join(sources[0].factors)}
+        for metric, source in zip(found, sources, strict=True):
+            ends = zip(ENDS, (source.share, source.share_low, source.share_high), strict=True)
+            row |= {f"{metric}/{end}": share for end, share in ends}
+            row |= {f"{metric}/deviation": math.sqrt(source.variance)}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    note = f"Bars: 95 % intervals, from {runs} runs."
+    figure = Figure("variance.png", "Sources of variance", _chart(table, list(found), note))
+    return keep(folder, {"variance.csv": csv(table)}, [figure], drawn([figure]))
+
+
+def _chart(table: pd.DataFrame, metrics: Sequence[str], note: str) -> Chart:
+    """Draw the share of each source, a panel for each metric."""
+    bare = {"ticks": False, "domain": False, "labelPadding": 8}
+    axis = {"format": ".0%", "tickCount": 5, "labelFlush": False}
+    y = vega.field("source", "ordinal", title=None, sort=None, axis=bare)
+    panels = []
+    for metric in metrics:
+        title = f"Share of the variance of {FULL[metric].lower()}"
+        low, mean = (
+            vega.field(end, title=title, axis=axis) | {"scale": {"domain": [0, 1]}}
+            for end in ("low", "mean")
+        )
+        records = [
+            {end: row[f"{metric}/{end}"] for end in ENDS}
+            | {"source": row["source"]}
+            | {"tip": f"{row['source']}\n{row[f'{metric}/mean']:.1%} of the variance"}
+            for row in table.to_dict("records")
+        ]
+        bar = vega.mark("bar", x=mean, y=y, description=vega.TIP, style={"opacity": 0.35})
+        layers = [bar, vega.mark("rule", x=low, x2={"field": "high"}, y=y)]
+        layers.append(vega.mark("circle", x=mean, y=y, style={"size": 36, "opacity": 1}))
+        sizes = {"width": 200, "height": {"step": 22}}
+        hue = {"color": {"value": vega.RED if metric == GAP else vega.BLUE}}
+        panels.append({"data": vega.data(records), "encoding": hue, "layer": layers} | sizes)
+    return vega.finished({"hconcat": panels}, "Where the variance comes from", note, 320)
 
 
 def _values(results: pd.Series, correct: Correct, metric: str) -> NDArray[np.float64]:

@@ -36,21 +36,24 @@ TRAINING_SETS = (
     *("data.train_limit", "data.validation_fraction"),
     *(name for name in (f"data.{key}" for key in YOUNGER) if name not in TEST_SETS),
 )
-VALIDATED, CLEAN_GAP = "accuracy/validation", "accuracy/gap_clean"
+VALIDATED, TRAINED = "accuracy/validation", "accuracy/train"
+GAP, CLEAN_GAP, MEMORISED = "accuracy/gap", "accuracy/gap_clean", "mislabelled/memorised"
 # The metric to choose a setting by comes first. Few runs have it; the others do without it.
 METRICS = {
     VALIDATED: "Validation accuracy",
     "accuracy/test": "Test accuracy",
-    "accuracy/gap": "Accuracy gap",
+    GAP: "Accuracy gap",
     "loss/validation": "Validation loss",
     "loss/test": "Test loss",
     "loss/gap": "Loss gap",
     CLEAN_GAP: "Gap on true labels",
-    "mislabelled/memorised": "Wrong labels memorised",
+    MEMORISED: "Wrong labels memorised",
 }
 # Few runs have these; tables leave them out where none has.
-RARE = (VALIDATED, "loss/validation", CLEAN_GAP, "mislabelled/memorised")
-ACCURACIES = (VALIDATED, "accuracy/test", "accuracy/gap")
+RARE = (VALIDATED, "loss/validation", CLEAN_GAP, MEMORISED)
+ACCURACIES = (VALIDATED, "accuracy/test", GAP)
+# What charts show; of runs without wrong labels, only those that all runs have.
+DRAWN = (*ACCURACIES, CLEAN_GAP, MEMORISED)
 MOST_SHOWN = 60  # Letters of a value.
 MOST_DIGITS = 64
 
@@ -85,9 +88,9 @@ def parsed(runs: pd.DataFrame) -> pd.DataFrame:
             0 if share is None and has_begun else share for share, has_begun in shares
         ).set_axis(runs.index)
     metrics = {name: runs[name].astype(float) for name in runs if "/" in name}
-    if {CLEAN_GAP, "accuracy/gap"} <= metrics.keys():
+    if {CLEAN_GAP, GAP} <= metrics.keys():
         # Only runs with wrong labels have it; the labels of the others are all true.
-        metrics[CLEAN_GAP] = metrics[CLEAN_GAP].fillna(metrics["accuracy/gap"])
+        metrics[CLEAN_GAP] = metrics[CLEAN_GAP].fillna(metrics[GAP])
     return runs.assign(**columns, **metrics)
 
 

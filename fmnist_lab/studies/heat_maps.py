@@ -20,13 +20,15 @@ from fmnist_lab.studies.frames import (
     parameters_of,
     short_names,
 )
-from fmnist_lab.studies.vega import BLUE, ENDS, INK, RED, TEAL, Chart, Records
+from fmnist_lab.studies.vega import BLUE, ENDS, INK, ORANGE, PURPLE, RED, TEAL, Chart, Records
 
 # Nearly white, the hue, a dark shade of it.
 SHADES = {
     BLUE: ["#f5fafc", BLUE, "#00304b"],
     RED: ["#fdf7f5", RED, "#521407"],
     TEAL: ["#f5fbfa", TEAL, "#003d36"],
+    ORANGE: ["#fefaf6", ORANGE, "#5c2a0a"],
+    PURPLE: ["#fbf6f9", PURPLE, "#421330"],
 }
 # By WCAG's luminance, where white and INK contrast with a colour alike.
 IS_DARK = "luminance(scale('color', datum.mean)) < 0.213"

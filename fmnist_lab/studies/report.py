@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from fmnist_lab.studies import bias
 from fmnist_lab.studies.crossed import samples
 from fmnist_lab.studies.design import (
     as_changes,
@@ -25,11 +26,17 @@ from fmnist_lab.studies.design import (
 )
 from fmnist_lab.studies.findings import common_values, findings, settings_table
 from fmnist_lab.studies.frames import (
+    CLEAN_GAP,
+    EPOCHS,
+    GAP,
+    MEMORISED,
     METRICS,
+    TRAINED,
     VALIDATED,
     draws_of,
     is_parameter,
     mean_text,
+    ordered,
     short_names,
     shown,
 )
@@ -44,6 +51,7 @@ from fmnist_lab.studies.summary import (
     take_apart,
     varied,
 )
+from fmnist_lab.studies.vega import MOST_GROUPS
 from fmnist_lab.studies.writing import Figure, Table, csv, drawn, keep, page, section
 from fmnist_lab.texts import counted
 
@@ -63,13 +71,18 @@ __all__ = [
 
 # Columns of runs that no file has.
 NOT_WRITTEN = ("sweeps", "trial_values", "search")
-# What is drawn, by settings and against the epochs, and in which files.
+# What is drawn, by settings and against the epochs, and in which files; with wrong labels alone,
+# how they are learnt.
 FILES = {
     "accuracy/validation": "validation",
     "accuracy/test": "accuracy",
-    "accuracy/gap": "gap",
+    GAP: "gap",
+    CLEAN_GAP: "gap_on_true_labels",
+    MEMORISED: "memorised",
+    TRAINED: "training",
 }
 CURVES = tuple(FILES)
+LEAST_LINE = 6  # Values of a parameter that make a line.
 MOST_PAIRS = 10  # Of parameters, whose heat maps a page has.
 
 
@@ -82,11 +95,13 @@ def write(
     command: str,
     axes: Sequence[str] | None = None,
     remarks: Sequence[str] = (),
+    error_parts: pd.DataFrame | None = None,
 ) -> list[Path]:
     """Write `results.csv`, `summary.csv`, `report.md` with its figures, and `report.html`.
 
-    Where there are curves, `curves.csv` has their means and 95 % intervals for every epoch. The
-    same runs give the same files, byte for byte, in whatever order they come.
+    Where there are curves, `curves.csv` has their means and 95 % intervals for every epoch; where
+    there are parts of the error, they are in `bias_variance.csv`. The same runs give the same
+    files, byte for byte, in whatever order they come.
 
     Args:
         runs: As in `frames`.
@@ -96,6 +111,7 @@ def write(
         command: The command that ran it.
         axes: The two varied parameters of the heat maps; None: those with the most values.
         remarks: More sentences than those that the table gives rise to.
+        error_parts: What `bias.by_setting` returns.
 
     Returns:
         The files.
@@ -108,8 +124,11 @@ def write(
     points = _points(study, curves)
     shown, others = _figures(study, sides, points, is_chosen=axes is not None)
     texts = {"results.csv": csv(_results(study)), "summary.csv": csv(study.summary)}
-    if len(points["accuracy/gap"]):
+    if len(points[GAP]):
         texts["curves.csv"] = csv(_curves(points))
+    if error_parts is not None:
+        texts["bias_variance.csv"] = csv(error_parts)
+        shown += _bias_variance(study, error_parts)
     said = [*findings(study), *remarks]
     texts["report.md"] = _markdown(study, shown, said, title, command)
     pictures = drawn([*shown, *others])
@@ -143,7 +162,10 @@ def _points(study: Study, curves: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return the points against epochs of each metric that is drawn."""
     from fmnist_lab.studies import charts
 
-    return {metric: mean_curves(study, curves, metric) for metric in charts.charted(study.summary)}
+    metrics = list(charts.charted(study.summary))
+    if CLEAN_GAP in metrics:
+        metrics.append(TRAINED)
+    return {metric: mean_curves(study, curves, metric) for metric in metrics}
 
 
 def _results(study: Study) -> pd.DataFrame:
@@ -198,32 +220,56 @@ def _figures(
         study = replace(study, parameters=["change"], used=used, summary=summary)
         sides = ["change"]
     summary, short = study.summary, short_names(study.parameters)
+    metrics = [metric for metric in points if metric != TRAINED]
+    titled = charts.titled(METRICS[metric] for metric in metrics)
     figures, others = [], []
     if len(sides) == 2:
-        figures = _heat_maps(study, sides, points)
+        figures = _heat_maps(study, sides, metrics)
+        if line := _line(study):
+            caption = f"{titled} by {short[line[0]]} and {short[line[1]]}"
+            figures.append(Figure("by_parameter.png", caption, charts.against(summary, *line)))
         pairs = [pair for pair in heat_map_pairs(study)[:MOST_PAIRS] if set(pair) != set(sides)]
-        others = [figure for pair in pairs for figure in _heat_maps(study, pair, points)]
+        others = [figure for pair in pairs for figure in _heat_maps(study, pair, metrics)]
     elif sides:
-        caption = f"{charts.titled(list(points))} by {short[sides[0]]}"
+        caption = f"{titled} by {short[sides[0]]}"
         figures.append(Figure("by_parameter.png", caption, charts.against(summary, sides[0])))
     else:
         by = samples(draws_of(study.used))
-        known = {metric: interval(study.used[metric], by) for metric in points}
-        caption = f"{charts.titled(list(points))} by run"
+        known = {metric: interval(study.used[metric], by) for metric in metrics}
+        caption = f"{titled} by run"
         figures.append(Figure("runs.png", caption, charts.runs(study.used, known)))
     for metric, part in points.items():
         if len(part):
-            chart = charts.against_epochs(part, groups(study, sides), metric)
-            name, caption = (
-                f"{FILES[metric]}_against_epochs.png",
-                f"{METRICS[metric]} against epoch",
-            )
-            figures.append(Figure(name, caption, chart))
+            group, is_noisy = groups(study, sides), CLEAN_GAP in metrics
+            chart = charts.against_epochs(part, group, metric, is_noisy=is_noisy)
+            name = f"{FILES[metric]}_against_epochs.png"
+            figures.append(Figure(name, f"{charts.NAMES[metric]} against epoch", chart))
     if study.parameters:
         chart = charts.accuracy_against_gap(summary, *roles(summary, sides), study.used)
         caption = "Test accuracy against accuracy gap"
         figures.append(Figure("accuracy_against_gap.png", caption, chart))
     return figures, others
+
+
+def _bias_variance(study: Study, error_parts: pd.DataFrame) -> list[Figure]:
+    """Return the chart of bias² and variance by the only parameter, or in lines by two."""
+    from fmnist_lab.studies import charts
+
+    x, group = _line(study) or (study.parameters[0], "")
+    if not group and len(study.parameters) > 1:
+        return []
+    chart = charts.against(error_parts, x, group, bias.NAMES)
+    return [Figure("bias_variance.png", "Bias² and variance of the predictions", chart)]
+
+
+def _line(study: Study) -> tuple[str, str] | None:
+    """Return the parameter with so many numbers that they make a line, and that of the lines."""
+    levels = {name: ordered(study.summary[name]) for name in study.parameters}
+    if len(levels) != 2 or EPOCHS in levels:  # Curves against the epochs are drawn anyway.
+        return None
+    x, group = sorted(levels, key=lambda name: -len(levels[name]))
+    is_line = len(levels[x]) >= LEAST_LINE and all(isinstance(v, int | float) for v in levels[x])
+    return (x, group) if is_line and len(levels[group]) <= MOST_GROUPS else None
 
 
 def _heat_maps(study: Study, sides: Sequence[str], metrics: Iterable[str]) -> list[Figure]:

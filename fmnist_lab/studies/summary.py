@@ -20,7 +20,9 @@ from fmnist_lab.evaluation.statistics import Interval
 from fmnist_lab.studies.crossed import Samples, averaged, samples, widest
 from fmnist_lab.studies.frames import (
     CHOICES,
+    CLEAN_GAP,
     EPOCHS,
+    GAP,
     METRICS,
     RARE,
     SEEDS,
@@ -256,6 +258,10 @@ def mean_curves(study: Study, curves: pd.DataFrame, metric: str) -> pd.DataFrame
     rows: list[list[Any]] = []
     if len(curves):
         known = curves[(curves["metric"] == metric) & curves["value"].notna()]
+        if metric == CLEAN_GAP and len(known):
+            # Only runs with wrong labels have it; the labels of the others are all true.
+            is_clean = ~curves["run_id"].isin(set(known["run_id"]))
+            known = pd.concat([known, curves[(curves["metric"] == GAP) & is_clean]])
         traces = known.pivot(index="run_id", columns="epoch", values="value")
         draws = dict(zip(study.used["run_id"], draws_of(study.used), strict=True))
         for setting, wanted in longest(study).items():

@@ -19,8 +19,9 @@ import vl_convert
 from fmnist_lab.studies.frames import ordered, shown
 
 BLUE, RED, TEAL, GREY, INK = "#0077bb", "#cc3311", "#009988", "#6e6e6e", "#222222"
+ORANGE, PURPLE = "#ee7733", "#aa3377"
 # Paul Tol's "vibrant" scheme, which stays apart under the common kinds of colour blindness.
-DISTINCT = [BLUE, RED, TEAL, "#ee7733", "#33bbee", "#ee3377", GREY]
+DISTINCT = [BLUE, RED, TEAL, ORANGE, "#33bbee", "#ee3377", GREY]
 LIGHT_TO_DARK = {"name": "viridis", "extent": [0.78, 0.05]}  # Its yellow end is lost on white.
 LONGEST_LABEL = 40
 LEAST_SPAN = 0.01  # Of a scale, else noise between settings would look like something.

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -258,12 +259,15 @@ class SweepDriver:
         Raises:
             UserError: No run is finished.
         """
-        from fmnist_lab.studies import report
+        from fmnist_lab.studies import beyond, report
 
-        table = report.terminal_table(runs)
+        assert self.run is not None
+        predictions = partial(tracking.read_predictions, self.run.store)
+        remarks = beyond.of_study(report.take_apart(runs), predictions)
+        table = report.terminal_table(runs, remarks)
         top = report.best(report.summarize(runs)).iloc[0]
         title, command = f"{self.name[:1].upper()}{self.name[1:]}", provenance.command()
-        report.write(runs, curves, folder, title=title, command=command)
+        report.write(runs, curves, folder, title=title, command=command, remarks=remarks)
         self.screen.console.print()
         self.screen.console.print(table)
         means = {metric: top.get(f"{metric}/mean", math.nan) for metric in report.CURVES}
