@@ -6,7 +6,7 @@ a threshold) is fitted on images that the model was not trained on, and tried on
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from fmnist_lab.evaluation import metrics
 from fmnist_lab.evaluation.metrics import SMALLEST_PROBABILITY
 
-Score = Literal["brier", "cross_entropy"]
 # The share of the images that an abstaining model answers, and that a conformal set holds the true
 # class of, unless another is asked for.
 COVERAGE = 0.9
@@ -82,46 +81,32 @@ def fit(
     return Scaling(temperature, threshold_of(sure, coverage), coverage, len(labels))
 
 
-def fit_temperature(
-    probabilities: NDArray[Any], labels: NDArray[Any], by: Score = "brier"
-) -> float:
-    """Return the temperature that makes a score of softmax(ln p / T) the best.
+def fit_temperature(probabilities: NDArray[Any], labels: NDArray[Any]) -> float:
+    """Return the temperature at which the cross-entropy of softmax(ln p / T) is least.
 
-    Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599, section 4.2;
-    ln p equals the logits but for a constant per image, which the softmax drops. They take the
-    cross-entropy. In that of an overfitted network a few very confident mistakes count for so much
-    that its temperature makes all other answers too unsure, so the Brier score is taken here unless
-    the cross-entropy is asked for: both are proper scores (Gneiting & Raftery 2007, JASA 102:359),
-    best at the true probabilities, but a single mistake costs the Brier score no more than 2.
-
-    With β = 1/T, q = softmax(β ln p), l = ln p and m = Σ q_k l_k, the slopes in β are
-    E[m - l_label] for the cross-entropy, which is convex, and 2 E[Σ_k (q_k - y_k) q_k (l_k - m)]
-    for the Brier score. Their zero is found by halving a bracket: SciPy's optimizers take longer
-    to import than this takes.
+    Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv:1706.04599, section 4.2; ln p
+    equals the logits but for a constant per image, which the softmax drops. With β = 1/T, q =
+    softmax(β ln p) and l = ln p, the slope in β is E[Σ_k q_k l_k - l_label], and the cross-entropy
+    is convex in β. Its zero is found by halving a bracket: SciPy's optimizers take longer to import
+    than this takes.
 
     Args:
         probabilities: float32 (n, classes).
         labels: uint8 (n,).
-        by: The score: "brier", Σ_k (q_k - y_k)², or "cross_entropy".
 
     Returns:
         T from `COLDEST` to `HOTTEST`, to five digits; nan if a probability is nan.
     """
     metrics.accuracy(probabilities, labels)  # refuses arrays that do not fit together
-    logs, rows = _logs(probabilities), np.arange(len(labels))
+    logs = _logs(probabilities)
     if np.isnan(logs).any():
         return float("nan")
+    own = logs[np.arange(len(labels)), labels].mean()
     low, high = np.log(COLDEST), np.log(HOTTEST)
     for _ in range(20):
         middle = (low + high) / 2
         shares = _softmax(logs * np.exp(-middle))
-        away = logs - np.einsum("nk,nk->n", shares, logs)[:, None]
-        own = away[rows, labels]
-        if by == "cross_entropy":
-            slope = -own.mean()
-        else:
-            slope = np.einsum("nk,nk,nk->n", shares, shares, away).mean()
-            slope -= (shares[rows, labels] * own).mean()
+        slope = np.einsum("nk,nk->n", shares, logs).mean() - own
         # A slope above 0 in β asks for a higher temperature.
         low, high = (middle, high) if slope > 0 else (low, middle)
     return float(np.exp((low + high) / 2))

@@ -62,9 +62,7 @@ def measure(
 
         - `calibration/temperature`; `calibration/ece`, `/ece_scaled` with `_low` and `_high` (95 %
           bootstrap intervals), and for either the `floor`, `floor_high` (the mean and the 97.5 %
-          quantile of the error of a perfectly calibrated model of the same confidences); and
-          `temperature_cross_entropy`, `ece_cross_entropy`, of the temperature that is the best by
-          the cross-entropy rather than by the Brier score;
+          quantile of the error of a perfectly calibrated model of the same confidences);
         - `conformal/coverage`, `_low`, `_high` (mean, least and most of 20 splits of the test
           images) and `conformal/size`; the same with `aps` for adaptive sets;
         - `abstaining/coverage`, `abstaining/accuracy`, `accuracy/test`;
@@ -86,17 +84,14 @@ def measure(
     build.check_model(model, dataset, f"runs:/{run_id}/model")
     seen = _Seen(model)
     test, labels = seen.probabilities(dataset.test_images), dataset.test_labels
-    scaling, usual = None, nan
+    scaling = None
     if len(dataset.validation_images):
         held_out = seen.probabilities(dataset.validation_images)
         scaling = confidence.fit(held_out, dataset.validation_labels, coverage)
-        usual = confidence.fit_temperature(held_out, dataset.validation_labels, "cross_entropy")
     scaled = test if scaling is None else confidence.scaled(test, scaling.temperature)
     figures = {
         "accuracy/test": evaluation.accuracy(test, labels),
         **_calibration(test, scaled, labels, scaling),
-        "calibration/temperature_cross_entropy": usual,
-        "calibration/ece_cross_entropy": _error(test, labels, usual),
         **_sets(test, labels, coverage),
         **_abstaining(scaled, labels, scaling),
         **_others(seen, dataset),
@@ -246,13 +241,6 @@ def _calibration(
             f"calibration/floor{suffix}_high": floor.high,
         }
     return figures
-
-
-def _error(test: np.ndarray, labels: np.ndarray, temperature: float) -> float:
-    """Return the calibration error with a temperature; nan if that is."""
-    if isnan(temperature):
-        return nan
-    return evaluation.calibration(confidence.scaled(test, temperature), labels).ece
 
 
 def _sets(test: np.ndarray, labels: np.ndarray, coverage: float) -> dict[str, float]:

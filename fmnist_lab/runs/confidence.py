@@ -149,7 +149,6 @@ def _rows(coverage: float) -> list[tuple[str, Said]]:
         ("  its floor", partial(_mean, "calibration/floor")),
         ("ECE with the temperature", partial(_mean, "calibration/ece_scaled")),
         ("  its floor", partial(_mean, "calibration/floor_scaled")),
-        ("  with that by cross-entropy", partial(_mean, "calibration/ece_cross_entropy")),
         (f"sets at {share}: with the true class", partial(_mean, "conformal/coverage")),
         ("  classes in a set", partial(_mean, "conformal/size", digits=2)),
         ("adaptive sets: with the true class", partial(_mean, "conformal_aps/coverage")),
