@@ -65,8 +65,8 @@ def measure(
           quantile of the error of a perfectly calibrated model of the same confidences); and
           `temperature_cross_entropy`, `ece_cross_entropy`, of the temperature that is the best by
           the cross-entropy rather than by the Brier score;
-        - `conformal/coverage`, `_low`, `_high` (mean, least and most of 20 splits of the test
-          images) and `conformal/size`; the same with `aps` for adaptive sets;
+        - `conformal_splits/coverage`, `_low`, `_high` (mean, least and most of 20 splits of the
+          test images) and `conformal_splits/size`; `conformal_aps/...` for adaptive sets;
         - `abstaining/coverage`, `abstaining/accuracy`, `accuracy/test`;
         - `auroc_softmax/...` and `auroc_energy/...` for each of `OTHERS`.
 
@@ -259,7 +259,7 @@ def _sets(test: np.ndarray, labels: np.ndarray, coverage: float) -> dict[str, fl
     figures = dict[str, float]()
     scores: tuple[conformal.Score, ...] = ("lac", "aps")
     for score in scores:
-        name = "conformal" if score == "lac" else "conformal_aps"
+        name = "conformal_splits" if score == "lac" else "conformal_aps"
         found = conformal.split(test, labels, coverage, score)
         figures |= {
             f"{name}/coverage": float(found.coverage.mean()),
