@@ -55,15 +55,17 @@ class Classifier:
         model: The Keras model, from uint8 images to probabilities.
         class_names: Name of each class.
         uri: Where it was loaded from.
+        divisor: What pixels, 0 to 255, are divided by to become its images; None: they cannot be.
     """
 
     model: keras.Model
     class_names: tuple[str, ...]
     uri: str
+    divisor: float | None = 1
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """The shape of one image, such as (28, 28)."""
+        """The shape of one image as the model takes it, such as (28, 28)."""
         return tuple(self.model.input_shape[1:])
 
     def predict(self, images: npt.ArrayLike) -> np.ndarray:
@@ -82,12 +84,15 @@ class Classifier:
         from fmnist_lab.training import engines
 
         shape = self.image_shape
+        bare = shape[:2] if shape[2:] == (1,) else ()
         expected = f"expected one image {shape} or a batch (n, {', '.join(map(str, shape))})"
         try:
             given = np.asarray(images)
         except (ValueError, TypeError, OverflowError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"images: received no array ({reason}), {expected}") from None
+        if bare and bare in (given.shape, given.shape[1:]):
+            given = given[..., None]
         if shape not in (given.shape, given.shape[1:]):
             raise UserError(f"images: received shape {given.shape}, {expected}")
         taken = np.dtype(self.model.inputs[0].dtype)
@@ -107,6 +112,26 @@ class Classifier:
             probabilities: np.ndarray = engines.predict(self.model, pixels[None])[0]
             return probabilities
         return engines.predict(self.model, pixels)
+
+    def predict_pixels(self, pixels: npt.ArrayLike) -> np.ndarray:
+        """Return the probability of each class for pictures, in whatever scale the model is.
+
+        Args:
+            pixels: uint8, shape (n, height, width), or (n, height, width, 3) in colour.
+
+        Returns:
+            float32 probabilities, shape (n, classes).
+
+        Raises:
+            UserError: The model's images cannot be made of pixels.
+        """
+        from fmnist_lab.models import saved
+
+        try:
+            images = saved.of_pixels(np.asarray(pixels), self.model, self.divisor)
+        except ValueError as error:
+            raise UserError(f"the model {self.uri} cannot see pictures: {error}") from None
+        return self.predict(images)
 
 
 def load(
@@ -133,12 +158,15 @@ def load(
         runtime.start()
         from fmnist_lab.models import saved
 
-        model, names = tracking.load_model(chosen.uri, place, saved.load)
+        def read(file: Path) -> tuple[keras.Model, float | None]:
+            return saved.load(file), saved.divisor_of(file.parent.parent)
+
+        (model, divisor), names = tracking.load_model(chosen.uri, place, read)
         if names is None:
             classes, names = int(model.output_shape[-1]), data.FASHION_MNIST.class_names
             if classes != len(names):
                 names = tuple(map(str, range(classes)))
-        return Classifier(model, names, chosen.uri)
+        return Classifier(model, names, chosen.uri, divisor)
 
 
 @app.default
@@ -263,7 +291,7 @@ def _predict(
             good = [each for each in batch if isinstance(each, Picture)]
             if not good:
                 continue
-            rows = classifier.predict([picture.pixels for picture in good])
+            rows = classifier.predict_pixels([picture.pixels for picture in good])
             if rule:
                 rows = rule.calibrated(rows)
             pairs = list(zip(good, rows, strict=True))

@@ -3,10 +3,12 @@
 import asyncio
 import importlib
 import inspect
+import json
 import math
 import pickle
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cloudpickle
@@ -15,6 +17,8 @@ import pytest
 
 import fmnist_lab as lab
 from fmnist_lab import tracking
+from fmnist_lab.data import of_arrays
+from fmnist_lab.evaluation import confidence
 from fmnist_lab.tracking import tables
 
 TINY = ("data.train_limit=500", "data.test_limit=200", "trainer.epochs=2")
@@ -141,6 +145,37 @@ def test_a_run_in_memory_is_that_in_the_store(made, here):
     assert made.run_id in made._repr_html_()
 
 
+def test_a_paused_run_has_no_predictions_of_an_earlier_epoch(here, made, monkeypatch):
+    fits = []
+
+    def fit(*arguments, real=confidence.fit):
+        fits.append(real(*arguments))
+        return fits[-1]
+
+    monkeypatch.setattr(confidence, "fit", fit)
+    words = ("trainer.epochs=4", "trainer.evaluate_every=2", "data.validation_fraction=0.2")
+    words = (*TINY[:2], *words, "model.hidden_units=8", "seed=7")
+    run = lab.run(*words, "pause_after=3")
+    assert run.status == "PAUSED"
+    with pytest.raises(lab.UserError, match="is PAUSED and has no predictions yet"):
+        run.predictions  # noqa: B018
+    assert fits == []
+    run = lab.run(*words, "resume=true")
+    assert [each.temperature for each in fits] == [run.metrics["calibration/temperature"]]
+
+
+def test_a_model_is_served_whose_run_is_in_the_trash(here, made, monkeypatch):
+    from fmnist_lab.runs import serve
+
+    titles = []
+    chosen = tracking.ChosenModel("models:/fmnist/1", "f" * 32)
+    monkeypatch.setattr(tracking, "choose_model", lambda *_, **__: chosen)
+    monkeypatch.setattr(serve, "load", lambda *_: None)
+    monkeypatch.setattr(serve, "_serve", lambda _, title, *__: titles.append(title))
+    serve.serve("models:/fmnist@champion", port=0)
+    assert titles == ["models:/fmnist/1"]
+
+
 def test_a_run_that_was_made_before_answers(made, here):
     again = lab.run(*TINY, "model.hidden_units=8", "resume=true", seed=1)
     assert again.run_id == made.run_id
@@ -157,6 +192,8 @@ def test_a_sweep_is_a_frame(swept, here):
     assert list(swept.frame("name", "accuracy/gap")) == ["name", "accuracy/gap"]
     assert len(swept[frame["accuracy/gap"].notna()]) == len(swept[:2]) == 2
     assert swept[frame["run_id"].tolist()[::-1]].run_ids == swept.run_ids[::-1]
+    assert swept[:2][[1, 0]].run_ids == swept.run_ids[1::-1]
+    assert swept[:2][[False, True]].run_ids == swept.run_ids[1:2]
     assert swept[swept[1].name].run_id == swept[-2].run_id == swept.run_ids[1]
     assert lab.runs(swept.report()._repr_html_() and swept[0].run_id, swept[1].run_id).run_ids
     curves = swept.curves("accuracy/test")
@@ -244,6 +281,101 @@ def test_a_model_of_ones_own(backend, real_data, hydra_here):
     np.testing.assert_array_equal(kept.predict(image), run.predict(image[None])[0])
     assert kept.figures["prediction_0"].png == run.figures["prediction_0"].png
     assert math.isfinite(lab.runs(run.name)[0].gap)
+
+
+def test_a_model_of_ones_own_sees_pixels_in_its_scale(backend, real_data, hydra_here, tmp_path):
+    """In whatever scale it was trained, and with whatever axis of the single channel."""
+    import keras
+    import mlflow.pyfunc
+
+    from fmnist_lab import predict
+    from fmnist_lab.runs import serve
+
+    data = lab.load_data(train_limit=300, test_limit=60, validation_fraction=0.2)
+    parts = {
+        f"{part}_images": getattr(data, f"{part}_images") / 255
+        for part in ("train", "validation", "test")
+    }
+    model = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10, activation="softmax"),
+        ]
+    )
+    run = lab.train(model, replace(data, **parts), epochs=1, engine="graph", name="scaled")
+    expected = run.predictions.probabilities
+    store = tracking.Store.locate(for_writing=False)
+    pixels = data.test_images
+
+    def rows(answers: list) -> np.ndarray:
+        return np.array([list(each["probabilities"].values()) for each in answers])
+
+    seen = predict.load("scaled").predict_pixels(pixels)
+    np.testing.assert_array_equal(seen, expected)
+    np.testing.assert_array_equal(run.classifier.predict_pixels(pixels), expected)
+    (folder,) = Path().glob("mlruns/fmnist_lab/models/*/artifacts")
+    noted = json.loads((folder / "calibration.json").read_text())
+    assert noted["temperature"] == run.metrics["calibration/temperature"]
+    answerer = serve.load(store, f"runs:/{run.run_id}/model")
+    calibrated, served = answerer.calibration.scaled(expected), answerer.answer(pixels)
+    by_mlflow = mlflow.pyfunc.load_model(str(folder)).predict(pixels)
+    for answers in (served, by_mlflow):
+        np.testing.assert_allclose(rows(answers), calibrated, atol=1e-5)
+    files = set(tracking.file_names(store, run.run_id))
+    assert {"packages.txt", "predictions_validation.npz", "evaluation.json"} <= files
+    evaluated = lab.run(
+        "job=evaluate",
+        f"model_uri=runs:/{run.run_id}/model",
+        "data.train_limit=300",
+        "data.test_limit=60",
+    )
+    assert evaluated.accuracy == run.accuracy
+
+    standard = {name: 2 * images - 1 for name, images in parts.items()}
+    lab.train(model, replace(data, **standard), epochs=1, engine="graph", name="standard")
+    classifier = predict.load("standard")
+    assert classifier.predict(standard["test_images"]).shape == (60, 10)
+    with pytest.raises(lab.UserError, match="in a scale that nobody has noted"):
+        classifier.predict_pixels(pixels)
+    with pytest.raises(lab.UserError, match="cannot be served: it was trained with images in a"):
+        serve.load(store, f"{classifier.uri}")
+
+
+def test_classes_of_arrays_have_numbers_or_the_names_that_are_given():
+    images, labels = np.zeros((10, 2, 2)), np.arange(10)
+    arrays = images, labels, images, labels
+    assert of_arrays(*arrays).class_names == tuple("0123456789")
+    assert of_arrays(*arrays, class_names=list("abcdefghij")).class_names == tuple("abcdefghij")
+    for names in ("abc", "aabcdefghi"):
+        with pytest.raises(lab.UserError, match=r"class_names: received .*, expected 10 names"):
+            of_arrays(*arrays, class_names=list(names))
+
+
+def test_reading_leaves_mlflows_store_as_it_was(made, here, monkeypatch):
+    import mlflow
+
+    theirs = f"sqlite:///{here}/theirs.db"
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(theirs)
+    try:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        found = lab.runs(made.run_id)
+        assert mlflow.get_tracking_uri() == theirs
+        for read in (
+            lambda: found.curves(),
+            lambda: found.predictions(),
+            lambda: found.report(),
+            lambda: found.side(),
+            lambda: found[0].history,
+            lambda: found[0].predictions,
+            lambda: found[0].figures["confusion_matrix"].png,
+            lambda: found[0].model,
+        ):
+            read()
+            assert mlflow.get_tracking_uri() == theirs
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 def test_what_cannot_be_trained_is_told(backend, hydra_here):

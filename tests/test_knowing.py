@@ -161,8 +161,8 @@ def test_a_verb_tells_how_far_a_model_can_be_trusted(made, capsys, tmp_path):
     assert found["run_id"] == run
     for name in ("accuracy/test", "calibration/temperature", "calibration/ece_scaled"):
         assert found[name] == pytest.approx(made.run.data.metrics[name], abs=1e-6), name
-    assert found["conformal/coverage"] == pytest.approx(0.9, abs=0.03)  # of 20 splits of 500
-    assert found["conformal/coverage_low"] < found["conformal/coverage_high"]
+    assert found["conformal_splits/coverage"] == pytest.approx(0.9, abs=0.03)  # of 20 splits of 500
+    assert found["conformal_splits/coverage_low"] < found["conformal_splits/coverage_high"]
     for name in ("digits", "noise", "upside_down"):
         assert 0 <= found[f"auroc_softmax/{name}"] != found[f"auroc_energy/{name}"] <= 1
     say(made, "--output", str(tmp_path / "out"))

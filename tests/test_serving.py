@@ -28,7 +28,14 @@ from fmnist_lab.data import FASHION_MNIST
 from fmnist_lab.errors import UserError
 from fmnist_lab.runs import serve as door
 from fmnist_lab.runs.ui import free_port
-from fmnist_lab.serving.answers import BATCH, MOST_IMAGES, Answerer, Calibration, RefusedRequest
+from fmnist_lab.serving.answers import (
+    BATCH,
+    MOST_FILES,
+    MOST_IMAGES,
+    Answerer,
+    Calibration,
+    RefusedRequest,
+)
 from fmnist_lab.serving.app import MOST_BYTES, app
 
 NAMES = ("dark", "grey", "light")
@@ -165,6 +172,15 @@ def test_what_the_model_sees_of_a_photograph_is_shown(port, image):
     # It is the picture that decided on the answer.
     again = Answerer(brightness, (28, 28), NAMES).answer([seen["pixels"]])
     assert again[0]["probabilities"] == photograph["probabilities"]
+
+
+def test_many_image_files_are_refused_and_few_keep_no_thumbnail(image):
+    answerer = Answerer(brightness, (28, 28), NAMES)
+    file = in_base64(picture())
+    assert answerer._see(file, 0, show=False).photograph is None
+    for files in ([file] * (MOST_FILES + 1), [{"b64": file}] * (MOST_FILES + 1)):
+        with pytest.raises(RefusedRequest, match="received 201 image files, expected at most 200"):
+            answerer.answer([image, *files])
 
 
 def test_a_model_in_colour_takes_arrays_and_files_in_colour():

@@ -11,6 +11,7 @@ from fmnist_lab import tracking
 from fmnist_lab.api.pictures import Pictures
 from fmnist_lab.api.record import Predictions, Run
 from fmnist_lab.errors import UserError, raised
+from fmnist_lab.system import process
 from fmnist_lab.texts import counted
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ CURVES = ("accuracy/train", "accuracy/test", "accuracy/gap")
 Condition = str | Callable[[Run], bool]
 
 
+@process.store_as_found()
 def runs(
     where: str = "",
     *words: str,
@@ -98,6 +100,7 @@ class Runs(Sequence[Run]):
         self._named = list(named)
 
     @classmethod
+    @process.store_as_found()
     def of_sweep(cls, store: tracking.Store, experiment: str, sweep: str) -> Runs:
         """Return the runs of a sweep, in the order of its jobs.
 
@@ -137,7 +140,9 @@ class Runs(Sequence[Run]):
             if unknown:
                 raise UserError(f"received {unknown[0]}, which is the id of none of these runs")
             return self._some(self._table.iloc[[places[each] for each in wanted]])
-        if len(wanted) == len(self) and all(each in (True, False) for each in wanted):
+        import numpy as np
+
+        if len(wanted) == len(self) and all(isinstance(each, bool | np.bool_) for each in wanted):
             wanted = [at for at, is_wanted in enumerate(wanted) if is_wanted]
         return self._some(self._table.iloc[wanted])
 
@@ -192,6 +197,7 @@ class Runs(Sequence[Run]):
 
         return summary.varied(self._table)
 
+    @process.store_as_found()
     def curves(self, *metrics: str) -> pd.DataFrame:
         """Return metrics for every epoch, in the long form that plotting libraries take.
 
@@ -206,6 +212,7 @@ class Runs(Sequence[Run]):
         told = self.frame("run_id", "name", *self.varied, "seed")
         return told.merge(found, on="run_id")
 
+    @process.store_as_found()
     def predictions(self) -> Predictions:
         """Return what the models say of the test set, in the order of the runs.
 
@@ -302,6 +309,7 @@ class Runs(Sequence[Run]):
         """
         return self.charts()
 
+    @process.store_as_found()
     def charts(self, *axes: str) -> Pictures:
         """Return the charts of a report by name.
 
@@ -322,6 +330,7 @@ class Runs(Sequence[Run]):
         made = report.figures(self._study, curves, axes or None)
         return Pictures({each.file.removesuffix(".png"): drawer(each.chart) for each in made})
 
+    @process.store_as_found()
     def compare(self, other: Runs) -> Comparison:
         """Say what differs between these runs, A, and others, B, and whether it is chance.
 
@@ -342,6 +351,7 @@ class Runs(Sequence[Run]):
         verdict = comparison.compare(a, b, predictions_of(self._store))
         return Comparison((a, b), verdict)
 
+    @process.store_as_found()
     def side(self) -> Side:
         """Return the runs as a side of a comparison.
 
@@ -352,6 +362,7 @@ class Runs(Sequence[Run]):
 
         return side_from(self._store, self._table)
 
+    @process.store_as_found()
     def report(
         self,
         folder: str | Path | None = None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from fmnist_lab import tracking
 from fmnist_lab.api.pictures import Pictures
 from fmnist_lab.errors import UserError
+from fmnist_lab.system import process
 from fmnist_lab.tracking.bounds import MOST_ARRAYS
 from fmnist_lab.tracking.tables import TAG_COLUMNS
 
@@ -107,6 +108,7 @@ class Run:
         return self.metrics.get("accuracy/test", math.nan)
 
     @cached_property
+    @process.store_as_found()
     def history(self) -> pd.DataFrame:
         """The metrics of each epoch: one row per epoch, from 1, and one column per metric."""
         import pandas as pd
@@ -132,7 +134,8 @@ class Run:
 
         outcome = self._outcome
         if outcome is not None and outcome.model is not None and outcome.dataset is not None:
-            return predict.Classifier(outcome.model, outcome.dataset.class_names, self.name)
+            names = outcome.dataset.class_names
+            return predict.Classifier(outcome.model, names, self.name, outcome.divisor)
         return predict.load(f"runs:/{self.run_id}", store=self._kept().uri)
 
     @property
@@ -155,6 +158,7 @@ class Run:
         return self.classifier.predict(images)
 
     @cached_property
+    @process.store_as_found()
     def predictions(self) -> Predictions:
         """What the model says of the test set, (images, classes), and the true labels.
 
@@ -169,6 +173,7 @@ class Run:
         return Predictions(*tracking.read_predictions(self._kept(), self.run_id))
 
     @cached_property
+    @process.store_as_found()
     def figures(self) -> Pictures:
         """The run's pictures by name, such as "learning_curves" and "confusion_matrix"."""
         if self._outcome is not None:
@@ -176,12 +181,13 @@ class Run:
         store = self._kept()
 
         def reader(file: str) -> Callable[[], bytes]:
-            return lambda: tracking.read_file(store, self.run_id, file, MOST_ARRAYS)
+            return lambda: self.file(file)
 
         files = tracking.file_names(store, self.run_id)
         names = [file for file in files if file.endswith(".png")]
         return Pictures({name.removesuffix(".png"): reader(name) for name in names})
 
+    @process.store_as_found()
     def file(self, name: str) -> bytes:
         """Return a file that was kept with the run, such as "config.yaml" or "evaluation.json".
 

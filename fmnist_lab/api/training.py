@@ -24,6 +24,7 @@ def train(
     epochs: int = 5,
     batch_size: int = 32,
     seed: int = 0,
+    class_names: Sequence[str] | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     engine: str = "auto",
     name: str | None = None,
@@ -45,6 +46,7 @@ def train(
         epochs: How often the model sees all training images.
         batch_size: Images per step.
         seed: Decides the order of the images.
+        class_names: One name per class; None: those of `load_data`, or numbers for arrays.
         callbacks: Keras callbacks that act on epochs.
         engine: auto, native, xla or graph; docs/engines.md has their speeds.
         name: The run's name; None: the model's.
@@ -64,7 +66,7 @@ def train(
         place = tracking.Store.locate(store) if keep else None
         outcome = own.run(
             model,
-            _dataset(model, data),
+            _dataset(model, data, class_names),
             optimizer,
             epochs=epochs,
             batch_size=batch_size,
@@ -77,7 +79,9 @@ def train(
     return Run.of_outcome(outcome)
 
 
-def _dataset(model: keras.Model, given: Dataset | Sequence[Any]) -> Dataset:
+def _dataset(
+    model: keras.Model, given: Dataset | Sequence[Any], class_names: Sequence[str] | None
+) -> Dataset:
     """Return data as a data set whose images have the axes that a model takes.
 
     Raises:
@@ -88,7 +92,7 @@ def _dataset(model: keras.Model, given: Dataset | Sequence[Any]) -> Dataset:
     from fmnist_lab import data
 
     if isinstance(given, data.Dataset):
-        dataset = given
+        dataset = replace(given, class_names=tuple(class_names)) if class_names else given
     else:
         try:
             train, test = given
@@ -98,7 +102,9 @@ def _dataset(model: keras.Model, given: Dataset | Sequence[Any]) -> Dataset:
                 f"data: received {type(given).__name__}, expected what load_data returns, or "
                 "((training images, labels), (test images, labels))"
             ) from None
-        dataset = data.of_arrays(train_images, train_labels, test_images, test_labels)
+        dataset = data.of_arrays(
+            train_images, train_labels, test_images, test_labels, class_names=class_names
+        )
     if tuple(model.input_shape[1:]) == (*dataset.train_images.shape[1:], 1):
         # As in `fit`, a single channel may have an axis or none.
         names = ("train_images", "validation_images", "test_images")

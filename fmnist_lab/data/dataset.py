@@ -207,7 +207,7 @@ def of_arrays(
         train_labels: Whole numbers from 0, shape (n,) or (n, 1).
         test_images: Like the training images.
         test_labels: Like their labels.
-        class_names: One name per class; None: those of Fashion-MNIST for ten classes, or numbers.
+        class_names: One name per class; None: their numbers.
         name: The data set's name.
 
     Raises:
@@ -236,8 +236,12 @@ def of_arrays(
             "expected whole numbers from 0"
         )
     classes = 1 + max(int(each.max()) for each in labels)
-    usual = FASHION_MNIST.class_names
-    names = tuple(class_names or (usual if classes == len(usual) else map(str, range(classes))))
+    names = tuple(map(str, range(classes) if class_names is None else class_names))
+    if len(set(names)) < len(names) or len(names) < classes:
+        raise UserError(
+            f"class_names: received {', '.join(names)}, expected {classes} names or "
+            "more, all different, one for each label from 0"
+        )
     none = images[0][:0], labels[0][:0]
     arrays = images[0], labels[0], *none, images[1], labels[1]
     return Dataset(*arrays, names, name, _digest(arrays), "memory")

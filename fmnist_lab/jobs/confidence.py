@@ -63,8 +63,8 @@ def measure(
         - `calibration/temperature`; `calibration/ece`, `/ece_scaled` with `_low` and `_high` (95 %
           bootstrap intervals), and for either the `floor`, `floor_high` (the mean and the 97.5 %
           quantile of the error of a perfectly calibrated model of the same confidences);
-        - `conformal/coverage`, `_low`, `_high` (mean, least and most of 20 splits of the test
-          images) and `conformal/size`; the same with `aps` for adaptive sets;
+        - `conformal_splits/coverage`, `_low`, `_high` (mean, least and most of 20 splits of the
+          test images) and `conformal_splits/size`; `conformal_aps/...` for adaptive sets;
         - `abstaining/coverage`, `abstaining/accuracy`, `accuracy/test`;
         - `auroc_softmax/...` and `auroc_energy/...` for each of `OTHERS`.
 
@@ -247,7 +247,7 @@ def _sets(test: np.ndarray, labels: np.ndarray, coverage: float) -> dict[str, fl
     figures = dict[str, float]()
     scores: tuple[conformal.Score, ...] = ("lac", "aps")
     for score in scores:
-        name = "conformal" if score == "lac" else "conformal_aps"
+        name = "conformal_splits" if score == "lac" else "conformal_aps"
         found = conformal.split(test, labels, coverage, score)
         figures |= {
             f"{name}/coverage": float(found.coverage.mean()),

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from fmnist_lab import tracking
 from fmnist_lab.config.schema import Config
+from fmnist_lab.errors import UserError
 from fmnist_lab.jobs import build, outputs
 from fmnist_lab.jobs.job import Job
 from fmnist_lab.jobs.membership import Membership
 from fmnist_lab.jobs.outcome import Keep, Outcome
+
+if TYPE_CHECKING:
+    import keras
 
 
 def run(
@@ -37,13 +45,26 @@ def run(
         return dict(job.answered.metrics)
     from fmnist_lab.models import saved
 
-    model, _ = tracking.load_model(uri, store, saved.load)
-    build.check_model(model, job.dataset, uri)
+    def read(file: Path) -> tuple[keras.Model, float | None]:
+        return saved.load(file), saved.divisor_of(file.parent.parent)
+
+    (model, divisor), _ = tracking.load_model(uri, store, read)
+    dataset = job.dataset
+    if saved.image_shape(model) == dataset.train_images.shape[1:]:
+        parts = ("train_images", "validation_images", "test_images")
+        try:
+            seen: dict[str, Any] = {
+                each: saved.of_pixels(getattr(dataset, each), model, divisor) for each in parts
+            }
+        except ValueError as error:
+            raise UserError(f"the model {uri} cannot be evaluated on pixels: {error}") from None
+        dataset = replace(dataset, **seen)
+    build.check_model(model, dataset, uri)
     job.screen.heading(config, job.device, model)
     tags = {"job": "evaluate", "model_uri": uri, **tracking.origin(uri)}
     with job.open_run(config.name or f"evaluate {uri}", tags) as (run, check_signals):
         run.params({"model_uri": uri})
-        probabilities = outputs.predict(model, job.dataset)
+        probabilities = outputs.predict(model, dataset)
         metrics = outputs.metrics(probabilities, job.dataset)
         run.metrics(metrics, step=0)
         outputs.keep_results(run, probabilities["test"], job.dataset)
@@ -51,6 +72,11 @@ def run(
     job.screen.result(metrics, run)
     if keep:
         params = {"model_uri": uri}
-        seen = {"model": model, "dataset": job.dataset, "probabilities": probabilities["test"]}
-        keep(Outcome(run.name, "FINISHED", job.store, run.id, params, metrics, **seen))
+        found = {
+            "model": model,
+            "dataset": job.dataset,
+            "divisor": divisor,
+            "probabilities": probabilities["test"],
+        }
+        keep(Outcome(run.name, "FINISHED", job.store, run.id, params, metrics, **found))
     return metrics

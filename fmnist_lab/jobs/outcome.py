@@ -31,6 +31,7 @@ class Outcome:
         dataset: The data that it was trained and tested on; None with `model`.
         probabilities: Its predictions for the test set, float32 (images, classes); None if there
             are none yet, or with `model`.
+        divisor: What pixels are divided by to become the model's images; None: they cannot be.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Outcome:
     model: keras.Model | None = None
     dataset: Dataset | None = None
     probabilities: np.ndarray | None = None
+    divisor: float | None = 1
 
 
 Keep = Callable[[Outcome], object]

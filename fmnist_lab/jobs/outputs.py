@@ -13,6 +13,8 @@ import numpy as np
 
 from fmnist_lab import data, evaluation, tracking
 from fmnist_lab.evaluation import confidence, conformal
+from fmnist_lab.jobs import kept
+from fmnist_lab.system import provenance
 
 if TYPE_CHECKING:
     import keras
@@ -97,16 +99,14 @@ def scaling(
 
 
 def of_confidence(
-    probabilities: Mapping[str, np.ndarray], dataset: data.Dataset
+    probabilities: Mapping[str, np.ndarray], dataset: data.Dataset, found: confidence.Scaling
 ) -> dict[str, float]:
     """Return how far a finished model's confidence can be trusted, under the names of `AT_END`.
 
     All of it is fitted on the validation images and measured on the test images: the temperature,
     the calibration error before and after, and the share of conformal sets that hold the true class
-    beside their mean size. Arguments as in `scaling`; empty if there are no validation images.
+    beside their mean size. Arguments as in `scaling`, and what that has returned.
     """
-    if (found := scaling(probabilities, dataset)) is None:
-        return {}
     labels, test = dataset.test_labels, probabilities["test"]
     held_out, new = (
         confidence.scaled(probabilities[part], found.temperature) for part in ("validation", "test")
@@ -124,7 +124,10 @@ def of_confidence(
 
 
 def of_epoch(
-    epoch: Epoch, probabilities: Mapping[str, np.ndarray], dataset: data.Dataset
+    epoch: Epoch,
+    probabilities: Mapping[str, np.ndarray],
+    dataset: data.Dataset,
+    fitted: confidence.Scaling | None = None,
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Return all metrics of an epoch.
 
@@ -134,6 +137,8 @@ def of_epoch(
             epoch was not evaluated. The validation images are scored after every epoch, because
             callbacks choose by those scores.
         dataset: The images that were predicted.
+        fitted: What `scaling` returns after the last epoch; None before, or without validation
+            images.
 
     Returns:
         The metrics, and a sentence about each figure of a callback that cannot be kept, by name.
@@ -141,8 +146,8 @@ def of_epoch(
     measured = {}
     if probabilities:
         measured = metrics(probabilities, dataset)
-        if epoch.last:
-            measured |= of_confidence(probabilities, dataset)
+        if fitted:
+            measured |= of_confidence(probabilities, dataset, fitted)
     elif epoch.validation is not None:
         measured = {
             "accuracy/validation": epoch.validation.accuracy,
@@ -213,6 +218,13 @@ def _number(value: Any) -> float | None:
         return None
 
 
+def keep_versions(run: tracking.Run) -> None:
+    """Keep the versions of code and libraries that a run is made with."""
+    run.text(provenance.packages(), kept.PACKAGES)
+    if changes := provenance.changes():
+        run.text(changes, kept.CHANGES)
+
+
 def keep_results(run: Keeper, probabilities: np.ndarray, dataset: data.Dataset) -> None:
     """Keep the results of a finished model on the test set: predictions, scores, pictures.
 
@@ -258,6 +270,26 @@ def keep_validation(
     if (held_out := probabilities.get("validation")) is not None:
         labels = dataset.validation_labels
         run.arrays(tracking.VALIDATION, probabilities=held_out, labels=labels)
+
+
+def keep_model(
+    run: tracking.Run,
+    model: keras.Model,
+    dataset: data.Dataset,
+    fitted: confidence.Scaling | None,
+    divisor: float | None = 1,
+) -> None:
+    """Keep a trained model.
+
+    Args:
+        run: The run that takes it.
+        model: The model.
+        dataset: What it was trained with.
+        fitted: What `scaling` returns.
+        divisor: See `tracking.Run.model`.
+    """
+    calibration = asdict(fitted) if fitted else None
+    run.model(model, dataset.class_names, calibration, divisor)
 
 
 def draw_data(run: Keeper, dataset: data.Dataset) -> None:

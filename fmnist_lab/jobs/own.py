@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import keras
 
     from fmnist_lab.data.dataset import Dataset
+    from fmnist_lab.evaluation.confidence import Scaling
     from fmnist_lab.training.engines import Recipe
     from fmnist_lab.training.loop import Epoch
 
@@ -72,7 +73,7 @@ def run(
         "threads": str(device.threads),
         "engine": recipe.engine,
     }
-    pictured = _pictured(dataset)
+    pictured, divisor = _pictured(dataset), _divisor(dataset.train_images)
     screen = Screen(dataset)
     screen.remark(
         f"{model.name}, {model.count_params():,} parameters, {params['optimizer']}, seed {seed}, "
@@ -82,12 +83,14 @@ def run(
     loop.compile_ahead(*trained, recipe)
     history: list[dict[str, float]] = []
     probabilities: Mapping[str, np.ndarray] = {}
+    fitted: Scaling | None = None
     with (
         signals.noted() as check_signals,
         tracking.start(store, None, name, tags) as kept,
     ):
         kept.dataset(pictured.train_images, dataset.name, dataset.digest, dataset.source)
         kept.params(params)
+        outputs.keep_versions(kept)
         outputs.draw_data(kept, pictured)
         with screen.training(epochs, len(dataset.train_images)) as display:
 
@@ -107,14 +110,17 @@ def run(
             ):
                 last = epoch
                 probabilities = outputs.predict(model, dataset)
-                metrics, _ = outputs.of_epoch(epoch, probabilities, dataset)
+                if epoch.last:
+                    fitted = outputs.scaling(probabilities, dataset)
+                metrics, _ = outputs.of_epoch(epoch, probabilities, dataset, fitted)
                 history.append(metrics)
                 kept.metrics(metrics, step=epoch.number)
                 display.finished(epoch, metrics)
         chosen = last.chosen.epoch if last and last.chosen else 0
         outputs.keep_results(kept, probabilities["test"], pictured)
+        outputs.keep_validation(kept, probabilities, dataset)
         outputs.draw_curves(kept, history, chosen)
-        kept.model(model, dataset.class_names)
+        outputs.keep_model(kept, model, dataset, fitted, divisor)
     screen.result(history[-1], kept, trained=True)
     return Outcome(
         kept.name,
@@ -128,6 +134,7 @@ def run(
         model,
         pictured,
         probabilities["test"],
+        divisor,
     )
 
 
@@ -179,6 +186,21 @@ def _held_out(dataset: Dataset) -> tuple[np.ndarray, np.ndarray] | None:
     if not len(dataset.validation_images):
         return None
     return dataset.validation_images, dataset.validation_labels
+
+
+def _divisor(images: np.ndarray) -> float | None:
+    """Return what pixels, 0 to 255, are divided by to become a model's images; None: unknown.
+
+    >>> [_divisor(np.array([0, high])) for high in (0.7, 250.0, 16.0)]
+    [255, 1, None]
+    """
+    if images.dtype == np.uint8:
+        return 1
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 255:
+        return None
+    # Floats up to 16, say, are grey levels of other pictures than photographs.
+    return 255 if high <= 1 else 1 if high > 127 else None
 
 
 def _pictured(dataset: Dataset) -> Dataset:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,12 @@ from fmnist_lab import tracking
 from fmnist_lab.config import naming
 from fmnist_lab.config.schema import Config
 from fmnist_lab.errors import DivergedError, UserError
-from fmnist_lab.jobs import build, kept, outputs, resume
+from fmnist_lab.evaluation.confidence import Scaling
+from fmnist_lab.jobs import build, outputs, resume
 from fmnist_lab.jobs.job import Job
 from fmnist_lab.jobs.membership import Membership
 from fmnist_lab.jobs.outcome import Keep, Outcome
-from fmnist_lab.system import durable, provenance
+from fmnist_lab.system import durable
 
 
 def run(
@@ -136,6 +136,7 @@ class _Training:
         images, labels = dataset.train_images, dataset.train_labels
         self.arguments = self.model, images, labels, self.optimizer
         self.probabilities: dict[str, np.ndarray] = {}
+        self.scaling: Scaling | None = None
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -183,9 +184,7 @@ class _Training:
     def keep_inputs(self, run: tracking.Run) -> None:
         """Keep the config, the versions of code and libraries, and pictures of the data."""
         run.params(naming.params(self.config))
-        run.text(provenance.packages(), kept.PACKAGES)
-        if changes := provenance.changes():
-            run.text(changes, kept.CHANGES)
+        outputs.keep_versions(run)
         run.text(OmegaConf.to_yaml(OmegaConf.create(self.config.to_dict())), "config.yaml")
         outputs.draw_data(run, self.dataset)
 
@@ -287,10 +286,12 @@ class _Training:
                 on_progress=advance,
             ):
                 evaluated = epoch.last or epoch.number % trainer.evaluate_every == 0
-                if evaluated:
-                    self.probabilities = outputs.predict(self.model, self.dataset)
-                predicted = self.probabilities if evaluated else {}
-                metrics, remarks = outputs.of_epoch(epoch, predicted, self.dataset)
+                # A run that is paused here must not show the predictions of an earlier epoch.
+                predicted = outputs.predict(self.model, self.dataset) if evaluated else {}
+                self.probabilities = predicted
+                if epoch.last:
+                    self.scaling = outputs.scaling(predicted, self.dataset)
+                metrics, remarks = outputs.of_epoch(epoch, predicted, self.dataset, self.scaling)
                 for name in remarks:
                     if name not in told:
                         self.screen.remark(remarks[name])
@@ -343,11 +344,12 @@ class _Training:
         if chosen:
             run.tags(chosen.tags())
         if not self.probabilities:
+            # The run was interrupted after its last epoch.
             self.probabilities = outputs.predict(self.model, self.dataset)
+            self.scaling = outputs.scaling(self.probabilities, self.dataset)
         if self.shared and keeper.latest:
             checkpoint.save(keeper.latest, self.shared, keep=None)
         outputs.keep_results(run, self.probabilities["test"], self.dataset)
         outputs.keep_validation(run, self.probabilities, self.dataset)
         outputs.draw_curves(run, self.history, chosen.epoch if chosen else 0)
-        found = outputs.scaling(self.probabilities, self.dataset)
-        run.model(self.model, self.dataset.class_names, asdict(found) if found else None)
+        outputs.keep_model(run, self.model, self.dataset, self.scaling)

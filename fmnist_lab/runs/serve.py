@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import sys
@@ -58,7 +59,9 @@ def serve(
             print(remark, file=sys.stderr)
         title = chosen.uri
         if chosen.run_id:
-            title = f"run '{tracking.look_up(place, chosen.run_id).name}'"
+            # The run of a registered model may be in the trash, which takes nothing from the model.
+            with contextlib.suppress(UserError):
+                title = f"run '{tracking.look_up(place, chosen.run_id).name}'"
         with listening(host, port) as listener:
             answerer = load(place, chosen.uri)
             _serve(answerer, title, listener, open_browser)
@@ -81,17 +84,22 @@ def load(store: tracking.Store, uri: str) -> Answerer:
     runtime.start()
     from fmnist_lab.models import saved
 
-    def read(file: Path) -> tuple[keras.Model, Calibration | None]:
+    def read(file: Path) -> tuple[keras.Model, Calibration | None, float | None]:
         folder = file.parent.parent
         described = (folder / "MLmodel").is_file()
-        return saved.load(file), Calibration.read(folder) if described else None
+        calibration = Calibration.read(folder) if described else None
+        return saved.load(file), calibration, saved.divisor_of(folder)
 
-    (model, calibration), names = tracking.load_model(uri, store, read)
+    (model, calibration, divisor), names = tracking.load_model(uri, store, read)
     classes = int(model.output_shape[-1])
     if names is None:
         known = data.FASHION_MNIST.class_names
         names = known if len(known) == classes else tuple(map(str, range(classes)))
-    return Answerer(saved.compiled(model), tuple(model.input_shape[1:]), names, calibration)
+    try:
+        call = saved.compiled(model, divisor)
+    except ValueError as error:
+        raise UserError(f"the model {uri} cannot be served: {error}") from None
+    return Answerer(call, saved.image_shape(model), names, calibration)
 
 
 def listening(host: str, port: int | None) -> socket.socket:

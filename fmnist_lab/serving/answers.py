@@ -22,6 +22,7 @@ import numpy as np
 from fmnist_lab import photographs
 
 MOST_IMAGES = 10_000  # in one request: the size of Fashion-MNIST's test set
+MOST_FILES = 200  # of these: a photograph takes a hundred times as long to read as an array
 BATCH = 500  # images per call of the model, which bounds a convolution's memory
 TOP_K = 3
 # What a request may ask for, by name, with the default.
@@ -82,7 +83,7 @@ class Seen:
 
     Attributes:
         pixels: uint8, of the model's shape.
-        photograph: What it was made from; None for an array.
+        photograph: What it was made from; None for an array, and where nobody asks for it.
     """
 
     pixels: np.ndarray
@@ -127,7 +128,12 @@ class Answerer:
             raise RefusedRequest(
                 f"received {len(instances):,} images, expected from 1 to {MOST_IMAGES:,}"
             )
-        seen = [self._see(each, number) for number, each in enumerate(instances)]
+        if (files := sum(map(_is_file, instances))) > MOST_FILES:
+            raise RefusedRequest(
+                f"received {files:,} image files, expected at most {MOST_FILES} in one request; "
+                "send the others in further requests"
+            )
+        seen = [self._see(each, number, show) for number, each in enumerate(instances)]
         pixels = np.stack([each.pixels for each in seen])
         rows = np.concatenate(
             [self.call(pixels[start:][:BATCH]) for start in range(0, len(pixels), BATCH)]
@@ -165,12 +171,14 @@ class Answerer:
             "probabilities": dict(zip(self.class_names, row.tolist(), strict=True)),
         }
 
-    def _see(self, instance: Any, number: int) -> Seen:
+    def _see(self, instance: Any, number: int, show: bool) -> Seen:
         """Return an instance as the model gets it; the number is its place in the request."""
         if isinstance(instance, Mapping) and list(instance) == ["b64"]:
             instance = instance["b64"]
         if isinstance(instance, str):
-            return self._read(instance, number)
+            found = self._read(instance, number)
+            # Its thumbnail takes three hundred times as much memory as the pixels.
+            return Seen(found.pixels, found if show else None)
         wrong = f"image {number}: received"
         if not isinstance(instance, Sequence | np.ndarray):
             raise RefusedRequest(f"{wrong} {_kind(instance)}; {self._expected}")
@@ -189,8 +197,8 @@ class Answerer:
             )
         return Seen(pixels)
 
-    def _read(self, text: str, number: int) -> Seen:
-        """Return an image file in base64 as the model gets it."""
+    def _read(self, text: str, number: int) -> photographs.Photograph:
+        """Return an image file in base64, converted."""
         # A page's own files come with their type, as a URL of data.
         head, comma, rest = text.partition(",")
         encoded = rest if comma and head.startswith("data:") else text
@@ -202,10 +210,14 @@ class Answerer:
             ) from None
         height, width = self.shape[:2]
         try:
-            found = photographs.read(content, (height, width), colour=len(self.shape) == 3)
+            return photographs.read(content, (height, width), colour=len(self.shape) == 3)
         except photographs.UnreadablePhotograph as error:
             raise RefusedRequest(f"image {number}: {error}") from None
-        return Seen(found.pixels, found)
+
+
+def _is_file(instance: Any) -> bool:
+    """Return whether an instance is an image file rather than pixels."""
+    return isinstance(instance, str) or (isinstance(instance, Mapping) and "b64" in instance)
 
 
 def _checked(params: Mapping[str, Any]) -> tuple[int, bool]:
@@ -218,11 +230,16 @@ def _checked(params: Mapping[str, Any]) -> tuple[int, bool]:
     top_k, show = (params.get(name, default) for name, default in PARAMS.items())
     if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 1:
         raise RefusedRequest(
-            f"top_k: received {str(top_k)[:50]}, expected a whole number, 1 or more"
+            f"top_k: received {_quoted(top_k)}, expected a whole number, 1 or more"
         )
     if not isinstance(show, bool | np.bool_):
-        raise RefusedRequest(f"show: received {str(show)[:50]}, expected true or false")
+        raise RefusedRequest(f"show: received {_quoted(show)}, expected true or false")
     return int(top_k), bool(show)
+
+
+def _quoted(value: Any) -> str:
+    """Return the beginning of a value; half a character, which has no UTF-8, as its escape."""
+    return (repr(value) if isinstance(value, str) else str(value))[:50]
 
 
 def _kind(value: Any) -> str:

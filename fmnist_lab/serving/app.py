@@ -152,7 +152,7 @@ def _answer(answerer: Answerer, body: bytes) -> bytes:
     names = [name for name in ("instances", "inputs") if name in asked]
     unknown = [name for name in asked if name not in ("instances", "inputs", "params")]
     if len(names) != 1 or unknown:
-        received = ", ".join(name[:30] for name in list(asked)[:5]) or "nothing"
+        received = ", ".join(repr(name[:30]) for name in list(asked)[:5]) or "nothing"
         raise RefusedRequest(f"received an object with {received}, expected instances and params")
     params = asked.get("params")
     told = answerer.answer(asked[names[0]], {} if params is None else params)

@@ -161,6 +161,22 @@ def variables_kept(*names: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def store_as_found() -> Iterator[None]:
+    """Put back at the end which store MLflow's functions use, in a process that is not `ours`."""
+    if ours:
+        yield
+        return
+    mlflow = sys.modules.get("mlflow")
+    store = mlflow.get_tracking_uri() if mlflow else None
+    with variables_kept("MLFLOW_TRACKING_URI"):
+        try:
+            yield
+        finally:
+            if (mlflow := sys.modules.get("mlflow")) and mlflow.get_tracking_uri() != store:
+                mlflow.set_tracking_uri(store)
+
+
+@contextlib.contextmanager
 def left_as_found() -> Iterator[None]:
     """Put back at the end what a job changes of a process that is not `ours`.
 
@@ -171,11 +187,10 @@ def left_as_found() -> Iterator[None]:
         yield
         return
     streams, drawn = (sys.stdout, sys.stderr), random.getstate()
-    numpy, mlflow = sys.modules.get("numpy"), sys.modules.get("mlflow")
+    numpy, mlflow = sys.modules.get("numpy"), "mlflow" in sys.modules
     drawn_by_numpy = numpy.random.get_state() if numpy else None
-    store = mlflow.get_tracking_uri() if mlflow else None
     levels = {name: logging.getLogger(name).level for name in compat.MLFLOW_LOGGERS if mlflow}
-    with variables_kept("MLFLOW_EXPERIMENT_ID", "MLFLOW_TRACKING_URI"):
+    with store_as_found(), variables_kept("MLFLOW_EXPERIMENT_ID"):
         # `mlflow.set_experiment` has set it, for the store that MLflow's functions use.
         os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
         try:
@@ -185,7 +200,5 @@ def left_as_found() -> Iterator[None]:
             random.setstate(drawn)
             if numpy:
                 numpy.random.set_state(drawn_by_numpy)
-            if (mlflow := sys.modules.get("mlflow")) and mlflow.get_tracking_uri() != store:
-                mlflow.set_tracking_uri(store)
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)

@@ -99,6 +99,7 @@ class TrainedModel:
         outputs: The same of its outputs.
         calibration: The content of its file `calibration.json`, which `evaluation.confidence`
             describes; None if it has no such file.
+        divisor: What pixels are divided by to become its inputs; None: they cannot be.
     """
 
     file: str
@@ -107,6 +108,7 @@ class TrainedModel:
     inputs: tuple[str, Sequence[int]] | None = None
     outputs: tuple[str, Sequence[int]] | None = None
     calibration: dict[str, float] | None = None
+    divisor: float | None = 1
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,8 @@ def write(folder: Path, file: Path, event: TrainedModel, description: Any) -> No
         "class_names": list(event.class_names),
         **{end: {"dtype": each[0], "shape": list(each[1])} for end, each in ends.items() if each},
     }
+    if event.divisor != 1:
+        description.metadata["divisor"] = event.divisor
     description.add_flavor(
         "keras",
         data="data",

@@ -67,8 +67,8 @@ def _load_pyfunc(folder: str) -> Served:
     classes = int(model.output_shape[-1])
     return Served(
         Answerer(
-            saved.compiled(model),
-            tuple(model.input_shape[1:]),
+            saved.compiled(model, saved.divisor_of(place.parent)),
+            saved.image_shape(model),
             names or [str(number) for number in range(classes)],
             Calibration.read(place.parent),
         )

@@ -269,20 +269,25 @@ class Run:
         model: keras.Model,
         class_names: Sequence[str],
         calibration: Mapping[str, float] | None = None,
+        divisor: float | None = 1,
     ) -> None:
         """Keep a model with the metrics that were logged last.
 
         Args:
-            model: Takes uint8 images, shape (batch, height, width) or with channels behind, and
+            model: Takes images, shape (batch, height, width) or with channels behind, and
                 returns float32 probabilities, shape (batch, classes).
             class_names: The names of the classes.
             calibration: The content of the model's `calibration.json`; None: it gets none.
+            divisor: What pixels, 0 to 255, are divided by to become images that the model takes: 1
+                or 255; None: they cannot be made of pixels so.
         """
         ends = model.inputs[0], model.outputs[0]
         inputs, outputs = ((end.dtype, (-1, *end.shape[1:])) for end in ends)
         kept = dict(calibration) if calibration else None
         names = list(class_names)
-        event = events.TrainedModel("model.keras", names, self._latest, inputs, outputs, kept)
+        event = events.TrainedModel(
+            "model.keras", names, self._latest, inputs, outputs, kept, divisor
+        )
         self._file("model.keras", model.save, event=event)
 
     def finish(self) -> None:
