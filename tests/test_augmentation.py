@@ -123,6 +123,7 @@ def test_the_draws_depend_on_both_parts_of_the_seed_alone(images, engine):
     assert (augmented(images, seed=(2, 2), **options) != once).any()
 
 
+@pytest.mark.slow
 def test_an_augmented_training_can_be_repeated_and_continued(images):
     import keras
 

@@ -620,6 +620,7 @@ DECIDING = [
 ]
 
 
+@pytest.mark.slow
 def test_identity_depends_on_what_decides_the_outcome(door):
     hashes = [door.config(*override.split()).identity() for override in ["", *DECIDING]]
     assert len(set(hashes)) == len(DECIDING) + 1

@@ -122,6 +122,7 @@ def try_all(healthy: Healthy, victim: Path, number: int, output: Path | None = N
     assert contents(victim) == before
 
 
+@pytest.mark.slow
 def test_a_hostile_run_costs_no_verb_more_than_a_line(healthy, victim, tmp_path, untrained):
     for number in range(FEW):
         output = tmp_path / "out" if number == 0 else None

@@ -227,6 +227,7 @@ def test_what_cannot_be_built_is_refused_in_words(name, options, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_model_with_our_own_layer_loads_where_nothing_was_built(tmp_path):
     file = tmp_path / "model.keras"
     build("resnet", filters=[4, 8], flip_average=True).save(file)

@@ -29,6 +29,7 @@ def speaks(capsys: pytest.CaptureFixture[str], work: Callable[[], object]) -> bo
     return bool(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_run_and_a_reload_leave_a_process_as_they_found_it(
     backend, hydra_here, real_data, capsys, monkeypatch
 ):

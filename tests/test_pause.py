@@ -59,6 +59,7 @@ def check_paused(folder: Path, epoch: int) -> None:
     assert max(file.stem for file in journal.glob("checkpoints/*")) == f"epoch-{epoch:06d}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine",
     ["native", *(pytest.param(each, marks=pytest.mark.slow) for each in ("xla", "graph"))],

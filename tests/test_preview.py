@@ -146,6 +146,7 @@ def test_a_search_is_shown_with_its_budget(door, kept, capsys):
     assert "none can be listed" in out
 
 
+@pytest.mark.slow
 def test_a_search_takes_no_longer_than_is_said(door, kept, capsys, monkeypatch):
     hashes = []
 

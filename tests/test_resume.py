@@ -378,6 +378,7 @@ def test_a_killed_run_goes_on_to_the_bits_of_one_that_was_not(backend, doors, tm
     assert found == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("then", "now", "kept", "expected"),
     [

@@ -171,6 +171,7 @@ def test_the_rate_of_accumulated_batches_is_that_of_fit(images, labels):
     check_close(ours, oracle, start, tolerance=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [True, False])
 def test_what_is_excluded_from_decay_does_not_decay(images, labels, named):
     import keras
@@ -231,6 +232,7 @@ def test_an_optimizer_around_another_is_refused(images, labels):
         run(mlp(), images, labels, scaled, engine="graph")
 
 
+@pytest.mark.slow
 def test_losses_that_layers_add_are_summed_as_by_fit(images, labels):
     import keras
 
@@ -289,6 +291,7 @@ def test_it_is_fit_for_the_dense_model(images, labels, optimizer, engine):
     assert [epoch.accuracy for epoch in epochs] == pytest.approx([right for _, right in expected])
 
 
+@pytest.mark.slow
 def test_it_is_fit_for_a_convolutional_model_with_batch_normalization(images, labels):
     ours, oracle = cnn(), cnn()
     start = weights(ours)
@@ -344,6 +347,7 @@ def test_rates_are_those_of_the_schedule_wherever_the_training_is(images, labels
     assert [epoch.learning_rate for epoch in epochs] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["native", "xla"])
 def test_it_is_fit_for_smoothed_labels(images, labels, engine):
     import keras
@@ -372,6 +376,7 @@ def test_it_is_fit_for_averaged_weights(images, labels):
     check_close(ours, oracle, start, tolerance=2e-5)
 
 
+@pytest.mark.slow
 def test_an_epoch_that_is_broken_off_leaves_the_averages_in_place(images, labels):
     from fmnist_lab.training import loop
 
@@ -481,6 +486,7 @@ def test_the_same_seed_gives_the_same_bits(images, labels, engine):
     assert same_bits(first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [mlp, *slow_too(cnn)])
 def test_models_that_share_a_program_share_nothing_else(images, labels, make):
     """Dropout's generator, averages of a normalization, an optimizer's moments: all their own."""
@@ -718,6 +724,7 @@ def test_different_rates_do_differ(images, labels):
     assert not same_bits(fast, slow)
 
 
+@pytest.mark.slow
 def test_optimizers_of_one_name_are_not_taken_for_each_other(images, labels):
     import keras
 
@@ -733,6 +740,7 @@ def test_optimizers_of_one_name_are_not_taken_for_each_other(images, labels):
     np.testing.assert_allclose(moved, 0.01, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_losses_of_one_name_are_not_taken_for_each_other(images, labels):
     """A loss's parameters need not be in its config for the second one to be itself."""
     import keras
@@ -754,6 +762,7 @@ def test_losses_of_one_name_are_not_taken_for_each_other(images, labels):
     assert twice.loss == pytest.approx(2 * once.loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_losses_are_known_again_by_what_they_hold(images, labels):
     """Of Keras or one's own, with whatever in them, and compiled once if it is the same."""
     import keras
@@ -781,6 +790,7 @@ def test_losses_are_known_again_by_what_they_hold(images, labels):
     assert graph._loss_key(huber()) == graph._loss_key(huber()) != graph._loss_key(huber(delta=2.0))
 
 
+@pytest.mark.slow
 def test_few_trainers_of_an_architecture_stay(images, labels):
     from fmnist_lab.training.engines import graph
     from fmnist_lab.training.engines.replica import replica_of
@@ -791,6 +801,7 @@ def test_few_trainers_of_an_architecture_stay(images, labels):
     assert len(replica_of(mlp(3)).trainers) == graph.TRAINERS_KEPT
 
 
+@pytest.mark.slow
 def test_a_layer_that_was_written_anew_is_not_taken_for_the_old_one(images):
     """As in a notebook, whose cell with a layer is edited and run again."""
     import keras
@@ -1254,6 +1265,7 @@ def test_choosing_by_validation_needs_validation_images(images, labels):
 # Precision
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_weights_and_probabilities_in_float32(images, labels):
     import keras
 
