@@ -17,6 +17,7 @@ import pytest
 
 import fmnist_lab as lab
 from fmnist_lab import tracking
+from fmnist_lab.api.pictures import Pictures
 from fmnist_lab.data import of_arrays
 from fmnist_lab.evaluation import confidence
 from fmnist_lab.tracking import tables
@@ -452,3 +453,21 @@ def test_ten_thousand_runs_are_a_frame_within_seconds(backend, hydra_here):
     # Processor time, as other work may go on beside.
     assert used < 5, f"{seconds:.1f} s, {used:.1f} s of a processor"
     print(f"{seconds:.1f} s, {used:.1f} s of a processor", file=sys.stderr)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        (lambda: lab.run(["trainer.epochs=3"]), "expected words of the command line"),
+        (lambda: lab.run(3), "received 3, expected words of the command line"),
+        (lambda: lab.sweep(3), "expected words of the command line"),
+        (lambda: lab.train("mlp", None), "model: received str, expected a Keras model"),
+        (lambda: Pictures({"a": bytes})["a"].save("a.pdf"), "ends in .png"),
+        (lambda: Pictures({"a": bytes})["a"].save("no/a.png"), "cannot be written"),
+    ],
+)
+def test_a_plain_mistake_is_one_sentence(mistake, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(lab.UserError) as caught:
+        mistake()
+    assert said in str(caught.value)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 from fmnist_lab import tracking
 from fmnist_lab.api.pictures import Pictures
 from fmnist_lab.api.record import Predictions, Run
+from fmnist_lab.config.nearest import nearest
 from fmnist_lab.errors import UserError, raised
 from fmnist_lab.system import process
 from fmnist_lab.texts import counted
@@ -142,7 +143,12 @@ class Runs(Sequence[Run]):
             return self._some(self._table.iloc[[places[each] for each in wanted]])
         import numpy as np
 
-        if len(wanted) == len(self) and all(isinstance(each, bool | np.bool_) for each in wanted):
+        if wanted and all(isinstance(each, bool | np.bool_) for each in wanted):
+            if len(wanted) != len(self):
+                raise UserError(
+                    f"received a mask of {len(wanted)} truth values, expected one for each of the "
+                    f"{len(self)} runs"
+                )
             wanted = [at for at, is_wanted in enumerate(wanted) if is_wanted]
         return self._some(self._table.iloc[wanted])
 
@@ -207,7 +213,16 @@ class Runs(Sequence[Run]):
         Returns:
             One row per metric, run and epoch: `run_id`, `name`, the parameters in which the runs
             differ, `seed`, `epoch`, `metric` and `value`.
+
+        Raises:
+            UserError: None of the runs has such a metric.
         """
+        known = [name for name in self._table if tracking.is_metric(name) and "/" in name]
+        for name in metrics:
+            if len(self) and name not in self._table:
+                near = nearest(name, known)
+                hint = f"did you mean {near}?" if near else f"there are {', '.join(sorted(known))}"
+                raise UserError(f"received the metric {name}, which none of these runs has; {hint}")
         found = tracking.curves(self._store, self.run_ids, *(metrics or CURVES))
         told = self.frame("run_id", "name", *self.varied, "seed")
         return told.merge(found, on="run_id")
@@ -347,6 +362,11 @@ class Runs(Sequence[Run]):
         from fmnist_lab.runs.sides import predictions_of
         from fmnist_lab.studies import comparison
 
+        if not isinstance(other, Runs):
+            raise UserError(
+                f"received {type(other).__name__}, expected runs to compare with, such as "
+                "lab.runs(\"params.model = 'mlp'\") or runs[[0]]"
+            )
         a, b = self.side(), other.side()
         verdict = comparison.compare(a, b, predictions_of(self._store))
         return Comparison((a, b), verdict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,7 @@ def run(*overrides: str, seed: int | None = None) -> Run:
     from fmnist_lab.run import call
     from fmnist_lab.sweep.task import Task
 
-    words = [*overrides, *([] if seed is None else [f"seed={seed}"])]
+    words = [*_words(overrides), *([] if seed is None else [f"seed={seed}"])]
     if {"-m", "--multirun"}.intersection(words):
         raise UserError("received -m, expected overrides of one run; lab.sweep makes many")
     found: list[Outcome] = []
@@ -114,7 +115,8 @@ def sweep(*overrides: str) -> Runs:
             "it out, or name a store of its own with tracking.uri=sqlite:////tmp/mlflow.db"
         )
     task = Task()
-    words = overrides if {"-m", "--multirun"}.intersection(overrides) else ("-m", *overrides)
+    given = _words(overrides)
+    words = given if {"-m", "--multirun"}.intersection(given) else ["-m", *given]
     try:
         call(words, task)
     except SystemExit as end:
@@ -139,3 +141,18 @@ def sweep(*overrides: str) -> Runs:
             stacklevel=2,
         )
     return found
+
+
+def _words(overrides: Sequence[object]) -> list[str]:
+    """Return the words of a command line.
+
+    Raises:
+        UserError: One of them is no text.
+    """
+    for word in overrides:
+        if not isinstance(word, str):
+            raise UserError(
+                f"received {word!r}, expected words of the command line, such as "
+                '"trainer.epochs=3", "seed=1"'
+            )
+    return [str(word) for word in overrides]

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
+from fmnist_lab.errors import UserError
+
 
 class Picture:
     """A picture that shows itself in a notebook, and is made when it is first looked at.
@@ -34,9 +36,17 @@ class Picture:
 
         Returns:
             The file.
+
+        Raises:
+            UserError: The name does not end in .png, or the file cannot be written.
         """
         path = Path(file)
-        path.write_bytes(self.png)
+        if path.suffix.lower() != ".png":
+            raise UserError(f"received '{file}', expected a file's name that ends in .png")
+        try:
+            path.write_bytes(self.png)
+        except OSError as error:
+            raise UserError(f"received '{file}', which cannot be written: {error}") from None
         return path
 
     def _repr_png_(self) -> bytes:

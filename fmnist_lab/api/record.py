@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fmnist_lab.jobs.outcome import Outcome
     from fmnist_lab.predict import Classifier
 
+TRUTH: dict[Any, Any] = {"True": True, "False": False}
 # Columns of a table of runs that are neither params nor metrics.
 FACTS = (
     *("run_id", "name", "status", "started", "ended", "job", "sweeps", "job_number"),
@@ -51,7 +52,7 @@ class Run:
         run_id: Its id; "" if nothing was kept.
         name: Its name.
         status: FINISHED, PAUSED, FAILED, KILLED or RUNNING.
-        params: Its parameters by name, as numbers, texts or tuples of layers.
+        params: Its parameters by name, as numbers, truth values, texts or tuples of layers.
         metrics: The last value of each metric, by name.
     """
 
@@ -68,7 +69,9 @@ class Run:
         from fmnist_lab.studies.frames import value_of
 
         self.run_id, self.name, self.status = run_id, name, status
-        self.params = {name: value_of(str(value)) for name, value in params.items()}
+        known = {name: value_of(str(value)) for name, value in params.items()}
+        # A table of settings has them as texts, of which "False" counts as true.
+        self.params = {name: TRUTH.get(value, value) for name, value in known.items()}
         self.metrics = dict(metrics)
         self._store = store
         # Without a model, an earlier run has answered, and all is in the store.

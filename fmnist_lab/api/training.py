@@ -62,6 +62,11 @@ def train(
     """
     from fmnist_lab.jobs import own
 
+    if not getattr(model, "built", False) or not hasattr(model, "input_shape"):
+        raise UserError(
+            f"model: received {type(model).__name__}, expected a Keras model that is built, such "
+            "as keras.Sequential([keras.Input((28, 28)), …])"
+        )
     with process.left_as_found(), raised():
         place = tracking.Store.locate(store) if keep else None
         outcome = own.run(
