@@ -77,10 +77,8 @@ def test_images(
     Raises:
         UserError: The run's data cannot be loaded, or it is not known what the model is for.
     """
-    if chosen.run_id and tracking.exists(store, chosen.run_id):
-        dataset = _data_of(store, chosen.run_id)
-    else:
-        dataset = data.load()
+    run = tracking.maker(store, chosen)
+    dataset = _data_of(store, run) if run else data.load()
     shape, classes = model.input_shape[1:], model.output_shape[-1]
     if shape != dataset.test_images.shape[1:] or classes != len(dataset.class_names):
         raise UserError(
@@ -91,10 +89,9 @@ def test_images(
     return dataset.test_images
 
 
-def _data_of(store: tracking.Store, run_id: str) -> data.Dataset:
+def _data_of(store: tracking.Store, run: tracking.RunRef) -> data.Dataset:
     """Return the data set of a run. Nothing of its config is built but that."""
-    old = tracking.look_up(store, run_id)
-    values = kept.parse(tracking.read_file(store, run_id, "config.yaml"), old, allowed=None)
+    values = kept.parse(tracking.read_file(store, run.run_id, "config.yaml"), run, allowed=None)
     section = schema.check_section(schema.sections(values)["data"], values["data"], "data.")
     assert isinstance(section, schema.Data)
     seed = values.get("seed")

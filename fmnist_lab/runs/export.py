@@ -87,6 +87,6 @@ def export(
 def _file_name(store: tracking.Store, chosen: tracking.ChosenModel) -> str:
     """Return a file's name for a model, without its ending: after its run, or its own place."""
     name = Path(chosen.uri.removeprefix("models:/")).stem
-    if chosen.run_id and tracking.exists(store, chosen.run_id):
-        name = tracking.look_up(store, chosen.run_id).name
+    if run := tracking.maker(store, chosen):
+        name = run.name
     return re.sub(r"[^\w.-]+", "_", name).strip("_.") or "model"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import socket
 import sys
@@ -57,11 +56,8 @@ def serve(
         chosen = tracking.choose_model(place, model, best=best)
         for remark in chosen.remarks:
             print(remark, file=sys.stderr)
-        title = chosen.uri
-        if chosen.run_id:
-            # The run of a registered model may be in the trash, which takes nothing from the model.
-            with contextlib.suppress(UserError):
-                title = f"run '{tracking.look_up(place, chosen.run_id).name}'"
+        run = tracking.maker(place, chosen)
+        title = f"run '{run.name}'" if run else chosen.uri
         with listening(host, port) as listener:
             answerer = load(place, chosen.uri)
             _serve(answerer, title, listener, open_browser)

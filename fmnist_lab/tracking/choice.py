@@ -87,6 +87,14 @@ def choose_model(store: Store, word: str | None = None, *, best: str | None = No
     return ChosenModel(f"runs:/{run.run_id}/model", run.run_id)
 
 
+def maker(store: Store, chosen: ChosenModel) -> RunRef | None:
+    """Return the run that has made a model; None if it is unknown, or in the trash."""
+    if chosen.run_id:
+        with suppress(UserError):
+            return look_up(store, chosen.run_id)
+    return None
+
+
 def check_finished(store: Store, run: RunRef, *, model_alone: bool = True) -> None:
     """Refuse a run that has no whole model of its own.
 
