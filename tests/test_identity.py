@@ -44,7 +44,7 @@ b317ef97a93a4ac9 None             trainer.epochs=7 trainer.evaluate_every=2 trai
 5006f6a25eba65cd 7f77557787d80145 data.label_noise=0.2 data.noise_seed=1
 31a4a223e1056fc5 d996e62d64534682 data.random_labels=true
 1f22f69881ff0374 9297536a4cf509dc data.train_limit=1000 data.split_seed=0 data.exclude=[3,5]
-b05962c4421f66f2 430701298842ebcd experiment=double_descent
+131cd4f253a98f7c f2afb5ee42b7d85e experiment=double_descent
 """  # noqa: E501
 # An optimizer of a user's own file, with its learning rate alone.
 OPTIMIZERS = {
