@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,10 @@ def test_jobs_in_two_parts_are_the_same_on_two_nodes(
     for name, value in cluster.env.items():
         monkeypatch.setenv(name, value)
     options = SlurmOptions.model_construct(partition="main", cpus_per_task=1)
+    # The jobs of the test before may be on their way out.
+    end = time.monotonic() + 120
+    while slurm_queue.idle(options) < 2 and time.monotonic() < end:
+        time.sleep(0.5)
     assert slurm_queue.idle(options) == 2
     words = (*ON_SLURM, *TWO, "tracking.experiment=slurm-parts")
     done = doors.python(tmp_path, IN_TWO_PARTS, *words, **env)
