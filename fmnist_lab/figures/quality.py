@@ -121,8 +121,8 @@ def reliability_diagrams(diagrams: Mapping[str, tuple[Calibration, Calibration |
     """
     note = (
         "Blue: share of right predictions among those of like confidence. Red: gap to their mean "
-        "confidence. ECE: the mean of these gaps over all images; 0 is perfect. Of several runs of a "
-        "setting, the first is shown."
+        "confidence. ECE: the mean of these gaps over all images; 0 is perfect. Of several runs "
+        "of a setting, the first is shown."
     )
     rows = 2 if any(after for _, after in diagrams.values()) else 1
     columns = len(diagrams)
