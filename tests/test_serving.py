@@ -378,4 +378,4 @@ def test_a_run_without_a_model_is_refused(tracked, doors):
     process = doors("runs", tracked.folder, "serve", "no such run")
     assert "received 'no such run', which is no run in" in process.error
     process = doors("runs", tracked.folder, "serve", "models:/nobody/1")
-    assert "the model 'models:/nobody/1' cannot be loaded" in process.error
+    assert "received the model 'models:/nobody/1', which is not in" in process.error
