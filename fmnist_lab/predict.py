@@ -162,10 +162,7 @@ def load(
             return saved.load(file), saved.divisor_of(file.parent.parent)
 
         (model, divisor), names = tracking.load_model(chosen.uri, place, read)
-        if names is None:
-            classes, names = int(model.output_shape[-1]), data.FASHION_MNIST.class_names
-            if classes != len(names):
-                names = tuple(map(str, range(classes)))
+        names = names or data.names_of(int(model.output_shape[-1]))
         return Classifier(model, names, chosen.uri, divisor)
 
 

@@ -191,6 +191,16 @@ def load(
     return Dataset(*arrays, *named, *clean)
 
 
+def names_of(classes: int) -> tuple[str, ...]:
+    """Return names for the classes of a model that brings none: Fashion-MNIST's ten, or numbers.
+
+    >>> names_of(3)
+    ('0', '1', '2')
+    """
+    known = FASHION_MNIST.class_names
+    return known if len(known) == classes else tuple(map(str, range(classes)))
+
+
 def of_arrays(
     train_images: np.ndarray,
     train_labels: np.ndarray,

@@ -87,10 +87,7 @@ def load(store: tracking.Store, uri: str) -> Answerer:
         return saved.load(file), calibration, saved.divisor_of(folder)
 
     (model, calibration, divisor), names = tracking.load_model(uri, store, read)
-    classes = int(model.output_shape[-1])
-    if names is None:
-        known = data.FASHION_MNIST.class_names
-        names = known if len(known) == classes else tuple(map(str, range(classes)))
+    names = names or data.names_of(int(model.output_shape[-1]))
     try:
         call = saved.compiled(model, divisor)
     except ValueError as error:
