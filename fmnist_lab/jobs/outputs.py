@@ -218,10 +218,15 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def keep_versions(run: tracking.Run) -> None:
-    """Keep the versions of code and libraries that a run is made with."""
+def keep_versions(run: tracking.Run, tags: Mapping[str, str]) -> None:
+    """Keep the versions of code and libraries that a run is made with.
+
+    Args:
+        run: The run that takes them.
+        tags: Its tags, which say whether there are uncommitted changes at all.
+    """
     run.text(provenance.packages(), kept.PACKAGES)
-    if changes := provenance.changes():
+    if tags.get("git.dirty") == "true" and (changes := provenance.changes()):
         run.text(changes, kept.CHANGES)
 
 

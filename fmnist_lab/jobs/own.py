@@ -90,7 +90,7 @@ def run(
     ):
         kept.dataset(pictured.train_images, dataset.name, dataset.digest, dataset.source)
         kept.params(params)
-        outputs.keep_versions(kept)
+        outputs.keep_versions(kept, tags)
         outputs.draw_data(kept, pictured)
         with screen.training(epochs, len(dataset.train_images)) as display:
 

@@ -184,7 +184,7 @@ class _Training:
     def keep_inputs(self, run: tracking.Run) -> None:
         """Keep the config, the versions of code and libraries, and pictures of the data."""
         run.params(naming.params(self.config))
-        outputs.keep_versions(run)
+        outputs.keep_versions(run, self.job.tags)
         run.text(OmegaConf.to_yaml(OmegaConf.create(self.config.to_dict())), "config.yaml")
         outputs.draw_data(run, self.dataset)
 
