@@ -282,6 +282,20 @@ def test_a_run_of_another_experiment_keeps_what_it_has(store, asked, before):
     left.remove()
 
 
+@pytest.mark.parametrize("status", [Status.FINISHED, Status.PAUSED])
+def test_a_store_that_is_away_keeps_nothing_from_its_end(asked, status, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        store = Store.locate(f"http://127.0.0.1:{nobody_listens.getsockname()[1]}")
+        left = Journal.claim(store.unfinished, asked.identity())
+        for event in (Opened("0" * 32, "x", store.uri), End(status, 1)):
+            left.append(event)
+        left.release()
+        resume.supersede(store, asked)
+    assert left.folder.exists()
+
+
 def test_a_run_on_other_data_answers_nothing(store, asked, before):
     run_id, left = before.run("FINISHED", **{"data.digest": "one"})
     left.remove()

@@ -360,7 +360,8 @@ def test_the_commands_of_the_page_work_and_mlflows_server_gives_the_same_answers
 
 @pytest.mark.slow
 def test_a_model_of_an_earlier_version_is_served_from_its_folder(tracked, port_of, tmp_path):
-    (model,) = tracked.folder.glob("mlruns/fmnist_lab/models/*/artifacts")
+    (output,) = tracked.run.outputs.model_outputs
+    model = tracked.folder / "mlruns/fmnist_lab/models" / output.model_id / "artifacts"
     earlier = shutil.copytree(model, tmp_path / "model", ignore=shutil.ignore_patterns("code"))
     description = yaml.safe_load((earlier / "MLmodel").read_text())
     flavor = description["flavors"]["python_function"]

@@ -312,14 +312,19 @@ def supersede(store: tracking.Store, config: Config, member: Membership | None =
         runs = [event for event in events if isinstance(event, Opened)]
         if not all(store.is_at(run.store) and run.experiment in (here, None) for run in runs):
             continue
-        at_rest = bool(runs) and is_at_rest(events)
-        if at_rest:
-            known = tracking.known(store, here, f"attributes.run_id = '{runs[-1].id}'")
-            if any(_waits_for_its_search(run, member) for run in known):
-                continue
-        if _remove(folder) and at_rest:
-            # A run without its state will not go on.
-            tracking.end(store, runs[-1].id, "KILLED")
+        is_paused = bool(runs) and is_at_rest(events) and not is_finished(events)
+        try:
+            if is_paused:
+                known = tracking.known(store, here, f"attributes.run_id = '{runs[-1].id}'")
+                if any(_waits_for_its_search(run, member) for run in known):
+                    continue
+            if _remove(folder) and is_paused:
+                # A run without its state will not go on.
+                tracking.end(store, runs[-1].id, "KILLED")
+        except UserError:
+            # The store is away. The run that has answered the config is over and kept whatever
+            # happens to what is left of others.
+            return
 
 
 def _folders(store: tracking.Store, config: Config) -> list[Path]:
