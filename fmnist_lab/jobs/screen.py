@@ -403,9 +403,9 @@ def verdict(metrics: Mapping[str, float], dataset: Dataset) -> str:
 def on_confidence(metrics: Mapping[str, float]) -> str:
     """Say how far a model's confidence can be trusted; the metrics are those of its last epoch."""
     temperature = metrics["calibration/temperature"]
-    if temperature == 1:
+    if f"{temperature:.2f}" == "1.00":
         return (
-            "Its confidence: the validation images do not show that it is to be mended. The "
+            "Its confidence: by the validation images it is as sure of itself as it should be. The "
             f"calibration error (ECE) on the test images is {metrics['calibration/ece']:.4f}."
         )
     sure = "too sure of itself" if temperature > 1 else "not sure enough of itself"
