@@ -259,6 +259,19 @@ def test_a_word_means_a_model(choices, word, best, name):
     assert len(looked) == (best in ("accuracy/test", "loss/test"))
 
 
+@pytest.mark.parametrize("word", ["models:/fmnist@champion", "models:/fmnist/1", "runs:/{}/model"])
+def test_a_run_is_named_by_its_model(choices, word):
+    low = tracking.look_up(choices.store, "low")
+    assert tracking.run_named(choices.store, word.format(low.run_id)) == low
+
+
+def test_a_registered_model_without_its_run_is_refused(choices):
+    choices.client.create_registered_model("lonely")
+    choices.client.create_model_version("lonely", "file:///nowhere")
+    with pytest.raises(UserError, match="does not tell the run that has made it"):
+        tracking.run_named(choices.store, "models:/lonely/1")
+
+
 @pytest.mark.parametrize(
     ("word", "best", "said"),
     [

@@ -149,6 +149,9 @@ def test_what_is_in_use_is_refused_and_nothing_is_deleted(here, call):
     assert "received 'nobody', which is no run in" in call("delete", "alone", "nobody", code=2)
     assert "received no run" in call("delete", code=2)
     assert "1 run deleted" in call("delete", "alone", "--anyway")
+    told = call("report", "alone", code=2)
+    assert f"is in the trash of {here.store.uri}" in told
+    assert f"restore {here.ids['alone']}" in told
 
 
 # Moving

@@ -25,6 +25,6 @@ def again(run: str, /, *overrides: str, store: str | None = None) -> None:
                 f"use python -m fmnist_lab.runs reproduce {run}"
             )
         place = tracking.Store.locate(store, for_writing=False)
-        old = tracking.look_up(place, run)
+        old = tracking.run_named(place, run)
     given = [f"tracking.uri={place.uri}"] if store else []
     main("--config-name", f"runs:/{old.run_id}", *overrides, *given)

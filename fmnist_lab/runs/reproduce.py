@@ -66,7 +66,7 @@ def reproduce(
     with reported():
         place = tracking.Store.locate(store)
         with tracking.asking(place):
-            old = tracking.look_up(place, run)
+            old = tracking.run_named(place, run)
             if lost := tracking.damage(place, old.run_id):
                 raise UserError(
                     f"run '{old.name}' ({old.run_id}) cannot be compared with: it {lost}; its "

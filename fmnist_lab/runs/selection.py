@@ -77,7 +77,7 @@ def select(
 
     Args:
         store: Where to look.
-        words: Sweeps and runs as `tracking.look_up` understands them; none: the experiment's runs
+        words: Sweeps and runs as `tracking.run_named` understands them; none: the experiment's runs
             that trained.
         experiment: Where to look if nothing is named; None: see `tracking.experiment_name`.
         where: MLflow's filter, which all of them have to fit as well.
@@ -88,7 +88,7 @@ def select(
     import pandas as pd
 
     experiment = tracking.experiment_name(store, experiment)
-    named = [tracking.look_up(store, word) for word in words]
+    named = [tracking.run_named(store, word) for word in words]
     places = [
         (
             each.experiment,

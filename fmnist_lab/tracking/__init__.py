@@ -9,6 +9,7 @@ from fmnist_lab.tracking.choice import ChosenModel as ChosenModel
 from fmnist_lab.tracking.choice import check_finished as check_finished
 from fmnist_lab.tracking.choice import choose_model as choose_model
 from fmnist_lab.tracking.choice import maker as maker
+from fmnist_lab.tracking.choice import run_named as run_named
 from fmnist_lab.tracking.client import asking as asking
 from fmnist_lab.tracking.events import Status as Status
 from fmnist_lab.tracking.files import damage as damage

@@ -87,6 +87,30 @@ def choose_model(store: Store, word: str | None = None, *, best: str | None = No
     return ChosenModel(f"runs:/{run.run_id}/model", run.run_id)
 
 
+def run_named(store: Store, word: str) -> RunRef:
+    """Return the run that a person names, by itself or by the registered model that it has made.
+
+    Args:
+        store: Where to look.
+        word: A run's id, its beginning or its name, runs:/RUN_ID, models:/NAME@ALIAS or
+            models:/NAME/VERSION.
+
+    Raises:
+        UserError: There is no such run or model, or nobody knows which run has made the model.
+    """
+    if word.startswith("models:"):
+        chosen = _registered(store, word)
+        if not chosen.run_id:
+            raise UserError(
+                f"received the model '{line(word, NAME_LENGTH)}', of which {store.uri} does not "
+                "tell the run that has made it; expected a run's id or name"
+            )
+        word = chosen.run_id
+    elif named := re.fullmatch("runs:/+([^/]+)(/.*)?", word):
+        word = named[1]
+    return look_up(store, word)
+
+
 def maker(store: Store, chosen: ChosenModel) -> RunRef | None:
     """Return the run that has made a model; None if it is unknown, or in the trash."""
     if chosen.run_id:

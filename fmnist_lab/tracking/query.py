@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -240,10 +241,15 @@ def look_up(store: Store, word: str, *, deleted: bool = False) -> RunRef:
         known = ", ".join(f"{id} ({name_of(run)})" for id, run in found.items())
         place = f"the trash of {store.uri}" if deleted else store.uri
         problem = f"means several runs: {known}" if found else f"is no run in {place}"
+        mend = "" if deleted else f"; {store.command('runs', 'list', '--all')} shows them"
+        if not (found or deleted):
+            with suppress(UserError):
+                trashed = look_up(store, word, deleted=True)
+                problem = f"is in the trash of {store.uri}"
+                mend = f"; {store.command('runs', 'restore', trashed.run_id)} brings it back"
         raise UserError(
             f"received '{line(word, NAME_LENGTH)}', which {problem}; expected a run's id, the "
-            "beginning of one, or a name that only one run has"
-            + ("" if deleted else f"; {store.command('runs', 'list', '--all')} shows them")
+            f"beginning of one, or a name that only one run has{mend}"
         )
     ((run_id, run),) = found.items()
     place = run.info.experiment_id
