@@ -343,6 +343,20 @@ def test_a_model_of_ones_own_sees_pixels_in_its_scale(backend, real_data, hydra_
         serve.load(store, f"{classifier.uri}")
 
 
+@pytest.mark.parametrize(
+    ("pixel", "labels", "told"),
+    [
+        (np.nan, np.arange(10), "received images with nan or infinite pixels"),
+        (0.0, np.eye(10), "labels.argmax(axis=1) makes them so"),
+    ],
+)
+def test_arrays_that_cannot_be_trained_on_are_refused(pixel, labels, told):
+    images = np.full((10, 4, 4), pixel)
+    with pytest.raises(lab.UserError) as caught:
+        of_arrays(images, labels, images, labels)
+    assert told in str(caught.value)
+
+
 def test_classes_of_arrays_have_numbers_or_the_names_that_are_given():
     images, labels = np.zeros((10, 2, 2)), np.arange(10)
     arrays = images, labels, images, labels

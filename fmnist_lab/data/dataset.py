@@ -228,7 +228,13 @@ def of_arrays(
     ('0', '1')
     """
     images = np.asarray(train_images), np.asarray(test_images)
-    labels = [np.asarray(each).reshape(-1) for each in (train_labels, test_labels)]
+    given = [np.asarray(each) for each in (train_labels, test_labels)]
+    if any(each.ndim == 2 and each.shape[1] > 1 for each in given):
+        raise UserError(
+            f"received labels of shapes {given[0].shape} and {given[1].shape}, one column for each "
+            "class, expected one whole number for each image; labels.argmax(axis=1) makes them so"
+        )
+    labels = [each.reshape(-1) for each in given]
     sizes = {each.shape[1:] for each in images}
     if len(sizes) > 1 or any(
         not len(some) or len(some) != len(each) for some, each in zip(images, labels, strict=True)
@@ -240,6 +246,8 @@ def of_arrays(
             f"received training images and labels, test images and labels of shapes {shapes}, "
             "expected images of one size, at least one, with one label for each"
         )
+    if any(each.dtype.kind == "f" and not np.isfinite(each).all() for each in images):
+        raise UserError("received images with nan or infinite pixels, expected finite ones")
     if any(each.dtype.kind not in "iu" or each.min() < 0 for each in labels):
         raise UserError(
             f"received labels of type {labels[0].dtype} from {min(e.min() for e in labels)}, "

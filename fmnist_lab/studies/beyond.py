@@ -164,15 +164,22 @@ def of_one(results: Iterable[tuple[str, Beyond]], paired: bool) -> list[str]:
     return sentences
 
 
-def of_several(results: Iterable[Beyond]) -> list[str]:
-    """Return sentences on the test accuracy of several pairs of settings."""
-    known = list(results)
+def of_several(results: Sequence[Beyond | None]) -> list[str]:
+    """Return sentences on the test accuracy of several pairs of settings.
+
+    Args:
+        results: What `beyond` returns of each.
+    """
+    known = [each for each in results if each]
     sentences = []
-    chances = [each.superiority.probability for each in known if each.superiority]
-    if chances:
+    wins = [each.superiority for each in known if each.superiority]
+    if wins:
+        chances = [each.probability for each in wins]
+        least, most = min(each.low for each in wins), max(each.high for each in wins)
         sentences.append(
-            f"With new seeds, A beats B in test accuracy with a probability of {_range(chances)} "
-            f"({counted(len(chances), 'setting')})."
+            f"With new seeds, the probability that A beats B in test accuracy is {_range(chances)} "
+            f"in {len(wins)} of {counted(len(results), 'setting')}; their 95 % intervals reach "
+            f"from {least:.2f} to {most:.2f}."
         )
     parts = [part for each in known if each.images for part in each.images[:2]]
     made = _shares(parts, f"The {parts[0].images:,} test images make") if parts else []

@@ -372,7 +372,7 @@ def _sentences(matches: Sequence[Match], differences: Sequence[Difference]) -> l
         measured = {result.metric for match in matches for result in match.results}
         sentences += [_tally(metric, matches) for metric in ACCURACIES if metric in measured]
         tested = [each for match in matches for each in match.results if each.metric == TESTED]
-        sentences += of_several(each.beyond for each in tested if each.beyond)
+        sentences += of_several([each.beyond for each in tested])
     return [*sentences, worth]
 
 
