@@ -150,3 +150,18 @@ def test_the_end_of_a_training_says_whose_weights_the_model_has(stopped, chosen,
     shown.console = Console(file=io.StringIO(), width=400)
     shown.ended(5, stopped, str(chosen or ""))
     assert shown.console.file.getvalue() == said
+
+
+@pytest.mark.parametrize(
+    ("temperature", "said"),
+    [
+        (1.52, "too sure of itself (temperature 1.52)"),
+        (1.01, "about as sure of itself as it should be (temperature 1.01)"),
+        (0.8, "not sure enough of itself (temperature 0.80)"),
+    ],
+)
+def test_a_temperature_is_told_by_what_it_means(temperature, said):
+    figures = {"temperature": temperature, "ece": 0.04, "ece_scaled": 0.01}
+    told = screen.on_confidence({f"calibration/{name}": each for name, each in figures.items()})
+    assert f"it is {said}. With that temperature" in told
+    assert told.endswith("on the test images is 0.0100 instead of 0.0400.")

@@ -38,6 +38,7 @@ SCORES = {
     "gap": "gap",
     "gap_clean": "gap,\ntrue labels",
 }
+SLIGHT = 0.05  # A temperature so near to 1 changes no probability by more than some 0.01.
 
 
 class Screen:
@@ -403,15 +404,12 @@ def verdict(metrics: Mapping[str, float], dataset: Dataset) -> str:
 def on_confidence(metrics: Mapping[str, float]) -> str:
     """Say how far a model's confidence can be trusted; the metrics are those of its last epoch."""
     temperature = metrics["calibration/temperature"]
-    if f"{temperature:.2f}" == "1.00":
-        return (
-            "Its confidence: by the validation images it is as sure of itself as it should be. The "
-            f"calibration error (ECE) on the test images is {metrics['calibration/ece']:.4f}."
-        )
     sure = "too sure of itself" if temperature > 1 else "not sure enough of itself"
+    if abs(temperature - 1) < SLIGHT:
+        sure = "about as sure of itself as it should be"
     return (
-        f"Its confidence: by the validation images it is {sure}, by a temperature of "
-        f"{temperature:.2f}. With it, the calibration error (ECE) on the test images is "
+        f"Its confidence: by the validation images it is {sure} (temperature {temperature:.2f}). "
+        "With that temperature, the calibration error (ECE) on the test images is "
         f"{metrics['calibration/ece_scaled']:.4f} instead of {metrics['calibration/ece']:.4f}."
     )
 
