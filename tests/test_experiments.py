@@ -31,7 +31,7 @@ METRICS = [
         for name in ("accuracy", "loss")
         for part in ("test", "train", "gap", "fit")
     ),
-    *("accuracy/train_clean", "accuracy/gap_clean", "loss/gap_clean"),
+    *("accuracy/train_clean", "accuracy/gap_clean", "loss/gap_clean", "accuracy/validation"),
     *(f"mislabelled/{part}" for part in ("memorised", "seen_through", "by_mistake")),
 ]
 CONFIDENCE = ("calibration/", "conformal", "abstaining/", "auroc_")
