@@ -292,6 +292,16 @@ def test_widths_alone_are_on_a_logarithmic_axis_with_ticks_where_they_are():
     assert [drawn.words.count(width) for width in ("8", "64", "512")] == [2, 2, 2]
 
 
+def test_many_levels_on_a_logarithmic_axis_keep_labels_that_do_not_touch():
+    widths = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096)
+    drawn = figures_of(*simulate(2, (5,), widths))["by_parameter.png"]
+    axis = [word for word in drawn.words if word.isdigit() and int(word) in widths]
+    # Twice the same, for two panels, each in order, and each the number of a setting.
+    first, second = axis[: len(axis) // 2], axis[len(axis) // 2 :]
+    assert first == second == sorted(first, key=int)
+    assert first[0] == "1" and 5 <= len(first) <= 10
+
+
 @pytest.mark.parametrize("widths", [(8, 64), (32, 64, 128), (48, 96, 128), (1000, 4096)])
 def test_numbers_on_an_axis_are_those_of_the_settings(widths):
     drawn = figures_of(*simulate(epochs=(5,), widths=widths))["by_parameter.png"]
