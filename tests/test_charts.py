@@ -299,7 +299,8 @@ def test_many_levels_on_a_logarithmic_axis_keep_labels_that_do_not_touch():
     # Twice the same, for two panels, each in order, and each the number of a setting.
     first, second = axis[: len(axis) // 2], axis[len(axis) // 2 :]
     assert first == second == sorted(first, key=int)
-    assert first[0] == "1" and 5 <= len(first) <= 10
+    assert first[0] == "1"
+    assert 5 <= len(first) <= 10
 
 
 @pytest.mark.parametrize("widths", [(8, 64), (32, 64, 128), (48, 96, 128), (1000, 4096)])
