@@ -158,10 +158,7 @@ def load(
         runtime.start()
         from fmnist_lab.models import saved
 
-        def read(file: Path) -> tuple[keras.Model, float | None]:
-            return saved.load(file), saved.divisor_of(file.parent.parent)
-
-        (model, divisor), names = tracking.load_model(chosen.uri, place, read)
+        (model, divisor), names = tracking.load_model(chosen.uri, place, saved.load_with_divisor)
         names = names or data.names_of(int(model.output_shape[-1]))
         return Classifier(model, names, chosen.uri, divisor)
 

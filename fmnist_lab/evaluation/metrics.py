@@ -14,10 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Keras clips at 1e-7, which caps the loss of one image at 16.1 nats. The confident mistakes of an
-# overfitted model go beyond that, and they are what its loss gap is made of. What is left to clip
-# here is what float32 cannot tell from 0: at most 87.3 nats an image.
-SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
+from fmnist_lab.evaluation.scaling import SMALLEST_PROBABILITY
 
 # The two-sided 95 % quantile of the normal distribution, 1.96.
 Z_95 = NormalDist().inv_cdf(0.975)

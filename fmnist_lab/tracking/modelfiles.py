@@ -12,32 +12,28 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from importlib import metadata
-from math import inf
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
-from fmnist_lab.errors import UserError
-from fmnist_lab.evaluation.confidence import Scaling
+from fmnist_lab.evaluation.scaling import CALIBRATION, Scaling
 from fmnist_lab.system import durable
 from fmnist_lab.texts import NAME_LENGTH, line
 from fmnist_lab.tracking import bounds
 from fmnist_lab.tracking.client import check_schema, download, use
 from fmnist_lab.tracking.events import Metrics, TrainedModel
-from fmnist_lab.tracking.failures import Kind, kind, reason, refused, translated
+from fmnist_lab.tracking.failures import read_errors, translated
 from fmnist_lab.tracking.files import ABOVE, model_damage, models_of, sync_store
 from fmnist_lab.tracking.store import Store
 
 M = TypeVar("M")
 
-CALIBRATION = "calibration.json"
 REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pillow")
 # The modules whose copies MLflow runs to serve a model. They are a package of another name, so that
 # they never stand in the way of an installed fmnist_lab.
 SHIPPED = (
-    *("photographs", "serving.answers", "models.io", "models.flip_average", "models.saved"),
-    "tracking.pyfunc",
+    *("photographs", "evaluation.scaling", "serving.answers"),
+    *("models.io", "models.flip_average", "models.saved", "tracking.pyfunc"),
 )
 OURS, THEIRS = "fmnist_lab", "fmnist_served"
 LOADERS = ("mlflow.keras", f"{THEIRS}.tracking.pyfunc")
@@ -219,7 +215,13 @@ def load_model(
     if uri.startswith(("runs:", "models:")):
         with translated(store):
             check_schema(store)
-    try:
+    # The parsers of YAML, zip files, HDF5 and Keras configs raise anything on a damaged file.
+    with read_errors(
+        store,
+        f"the model '{line(uri, NAME_LENGTH)}' cannot be loaded as a Keras model",
+        expected="; expected runs:/RUN_ID/model, models:/NAME/VERSION, a folder that MLflow wrote, "
+        "or a .keras file",
+    ):
         # A question to a database that does not exist would create it.
         if store.database and not store.database.exists() and not Path(uri).exists():
             raise FileNotFoundError(f"there is no store {store.database}")
@@ -235,16 +237,6 @@ def load_model(
             bounds.check_yaml((folder / "MLmodel").read_bytes())
             description = mlflow.models.Model.load(folder)
             model = load(folder / _keras_file(description.flavors))
-    except Exception as error:
-        if kind(error) in (Kind.AWAY, Kind.DISK):
-            raise refused(store, error) from error
-        # The parsers of YAML, zip files, HDF5 and Keras configs raise anything on a damaged file.
-        raise UserError(
-            f"the model '{line(uri, NAME_LENGTH)}' cannot be loaded as a Keras model: "
-            f"{reason(error)}; "
-            "expected runs:/RUN_ID/model, models:/NAME/VERSION, a folder that MLflow wrote, or a "
-            ".keras file"
-        ) from None
     known = description.metadata
     names = known.get("class_names") if isinstance(known, Mapping) else None
     return model, tuple(map(line, names)) if isinstance(names, list) and names else None
@@ -267,48 +259,19 @@ def read_calibration(uri: str, store: Store) -> tuple[Scaling | None, str]:
     import yaml
 
     use(store)
-    with tempfile.TemporaryDirectory() as place:
-        try:
-            folder = download(uri, place)
-            if not folder.is_dir():
-                return None, ""
-            bounds.check_yaml(text := (folder / "MLmodel").read_bytes())
-            run_id = str((yaml.safe_load(text) or {}).get("run_id") or "")
-            file = folder / CALIBRATION
-            if not file.is_file():
-                return None, run_id
-            if file.stat().st_size > bounds.MOST_TEXT:
-                raise ValueError(f"it has {file.stat().st_size:,} bytes")
-            return scaling_of(json.loads(file.read_text(encoding="utf-8"))), run_id
-        except Exception as error:
-            if kind(error) in (Kind.AWAY, Kind.DISK):
-                raise refused(store, error) from error
-            raise UserError(
-                f"the {CALIBRATION} of the model '{line(uri, NAME_LENGTH)}' cannot be read: "
-                f"{reason(error)}"
-            ) from None
-
-
-def scaling_of(values: Any) -> Scaling:
-    """Return what a model's `calibration.json` says.
-
-    Args:
-        values: Its content.
-
-    Raises:
-        ValueError: The content is none of ours.
-    """
-    wanted = [each.name for each in fields(Scaling)]
-    if not (isinstance(values, dict) and values.keys() >= set(wanted)):
-        raise ValueError(f"expected the keys {', '.join(wanted)}")
-    numbers = [values[name] for name in wanted]
-    if not all(type(each) in (int, float) and 0 <= each < inf for each in numbers):
-        raise ValueError(f"expected numbers, 0 or more, received {numbers}")
-    temperature, threshold, coverage, images = numbers
-    found = Scaling(float(temperature), float(threshold), float(coverage), int(images))
-    if not found.temperature or not 0 < found.coverage <= 1:
-        raise ValueError(f"received {found}, expected a temperature and a coverage above 0")
-    return found
+    problem = f"the {CALIBRATION} of the model '{line(uri, NAME_LENGTH)}' cannot be read"
+    with tempfile.TemporaryDirectory() as place, read_errors(store, problem):
+        folder = download(uri, place)
+        if not folder.is_dir():
+            return None, ""
+        bounds.check_yaml(text := (folder / "MLmodel").read_bytes())
+        run_id = str((yaml.safe_load(text) or {}).get("run_id") or "")
+        file = folder / CALIBRATION
+        if not file.is_file():
+            return None, run_id
+        if file.stat().st_size > bounds.MOST_TEXT:
+            raise ValueError(f"it has {file.stat().st_size:,} bytes")
+        return Scaling.of(json.loads(file.read_text(encoding="utf-8"))), run_id
 
 
 def _keras_file(flavors: Mapping[str, Any]) -> PurePath:
