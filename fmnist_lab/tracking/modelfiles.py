@@ -32,7 +32,8 @@ REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pillow")
 # The modules whose copies MLflow runs to serve a model. They are a package of another name, so that
 # they never stand in the way of an installed fmnist_lab.
 SHIPPED = (
-    *("photographs", "evaluation.scaling", "serving.answers"),
+    *("photographs.__init__", "photographs.files", "photographs.objects"),
+    *("evaluation.scaling", "serving.answers"),
     *("models.io", "models.flip_average", "models.saved", "tracking.pyfunc"),
 )
 OURS, THEIRS = "fmnist_lab", "fmnist_served"
