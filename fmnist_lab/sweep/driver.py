@@ -28,7 +28,7 @@ from fmnist_lab.sweep.plan import Plan
 from fmnist_lab.sweep.search.control import Search
 from fmnist_lab.system import provenance, signals
 from fmnist_lab.system.terminal import aligned
-from fmnist_lab.texts import counted, line
+from fmnist_lab.texts import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +110,7 @@ class SweepDriver:
         jobs = f"{len(planned.jobs)} jobs: " if planned.jobs else ""
         kept = "nowhere (tracking=none)"
         if self.run:
-            where = line(self.run.store.database or self.run.store.uri)
+            where = self.run.store.place
             kept = f"{where}, run {self.run.id}{', begun before' if self.run.continued else ''}"
         facts = search.heading if search else {"sweep": jobs + axes}
         facts |= {"kept in": kept}

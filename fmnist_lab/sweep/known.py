@@ -14,7 +14,7 @@ from fmnist_lab.config import naming
 from fmnist_lab.config.schema import Config, IdxData, Tracking
 from fmnist_lab.data import idx
 from fmnist_lab.sweep.estimate import FASHION_MNIST, DataSize, Estimate, Estimator
-from fmnist_lab.texts import in_bytes, line
+from fmnist_lab.texts import in_bytes
 from fmnist_lab.tracking import history, journal
 
 FINISHED, BEGUN, IN_PROGRESS = "finished", "begun", "in progress"
@@ -103,7 +103,7 @@ class Known:
         """Return where the runs would be kept."""
         if self.store is None:
             return "nowhere (tracking=none)"
-        where = line(self.store.database or self.store.uri)
+        where = self.store.place
         new = "" if self.store.is_there() else ", which does not exist yet"
         return f"{where}, experiment {self.experiment}{new}"
 
