@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from fmnist_lab.studies.comparison import Side, Verdict
+    from fmnist_lab.studies.comparison import Verdict
+    from fmnist_lab.studies.differences import Side
 
 WIDTH = 110  # Of a text, in characters.
 

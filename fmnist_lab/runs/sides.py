@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from fmnist_lab.studies.comparison import Side
+    from fmnist_lab.studies.differences import Side
 
 MOST_LEFT_OUT = 5  # Runs that are named, of those that have no result or repeat another.
 Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
