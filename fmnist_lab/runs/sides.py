@@ -114,11 +114,11 @@ def side_from(store: tracking.Store, runs: pd.DataFrame) -> Side:
     Raises:
         UserError: None of the runs is finished.
     """
-    from fmnist_lab.studies import comparison, summary
+    from fmnist_lab.studies import differences, summary
 
     taken = summary.take_apart(runs)
     tags = {run: tracking.facts(store, run)["tags"] for run in taken.used["run_id"]}
-    return comparison.Side(taken, tags)
+    return differences.Side(taken, tags)
 
 
 def having(runs: pd.DataFrame, setting: str) -> pd.DataFrame:
