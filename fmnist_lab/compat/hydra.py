@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
     from hydra.core.override_parser.types import Override
     from hydra.core.utils import JobReturn
     from omegaconf import DictConfig
@@ -65,12 +66,31 @@ def run_hydra(
             returns. None: there is nothing more to be done.
         jobs: Called by the basic sweeper to make the overrides of each job of a command line's.
     """
-    from hydra._internal.callbacks import Callbacks
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra._internal.hydra import Hydra
     from hydra._internal.utils import _run_app, create_config_search_path
     from hydra.core.config_search_path import SearchPathQuery
     from hydra.core.global_hydra import GlobalHydra
+
+    search_path = create_config_search_path(folder)
+    if args.config_dir is not None:
+        added = f"file://{Path(args.config_dir).absolute()}"
+        search_path.prepend("command-line", added, SearchPathQuery(provider="schema"))
+    hydra = _driven_hydra(task, driving, jobs).create_main_hydra2("run", search_path)
+    try:
+        mode = hydra.get_mode(name, args.overrides)
+        _run_app(not args.multirun, args.multirun, mode, hydra, name, task, args.overrides)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _driven_hydra(
+    task: T,
+    driving: Callable[[DictConfig, T], AbstractContextManager[None] | None],
+    jobs: Callable[[list[Override]], list[list[str]]],
+) -> type[Hydra]:
+    """Return a class of Hydra's whose sweeps are as `run_hydra` says."""
+    from hydra._internal.callbacks import Callbacks
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra._internal.hydra import Hydra
     from hydra.core.plugins import Plugins
     from hydra.types import HydraContext, RunMode
     from omegaconf import OmegaConf
@@ -107,16 +127,7 @@ def run_hydra(
                 callbacks.on_multirun_end(config=config, config_name=config_name)
             return returned
 
-    search_path = create_config_search_path(folder)
-    if args.config_dir is not None:
-        added = f"file://{Path(args.config_dir).absolute()}"
-        search_path.prepend("command-line", added, SearchPathQuery(provider="schema"))
-    hydra = DrivenHydra.create_main_hydra2("run", search_path)
-    try:
-        mode = hydra.get_mode(name, args.overrides)
-        _run_app(not args.multirun, args.multirun, mode, hydra, name, task, args.overrides)
-    finally:
-        GlobalHydra.instance().clear()
+    return DrivenHydra
 
 
 @functools.cache

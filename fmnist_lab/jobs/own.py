@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fmnist_lab.evaluation.confidence import Scaling
     from fmnist_lab.training.engines import Recipe
     from fmnist_lab.training.loop import Epoch
+    from fmnist_lab.training.runtime import Device
 
 ENGINES = ("auto", "native", "xla", "graph")
 
@@ -75,14 +76,7 @@ def run(
     build.check_model(model, dataset, name)
     recipe = _recipe(model, optimizer, batch_size, engine)
     params = _params(model, optimizer, epochs, batch_size, seed)
-    tags = {
-        **provenance.tags(),
-        "job": "train",
-        "data.digest": dataset.digest,
-        "device": device.name,
-        "threads": str(device.threads),
-        "engine": recipe.engine,
-    }
+    tags = _tags(dataset, device, recipe)
     pictured, divisor = _pictured(dataset), _divisor(dataset.train_images)
     screen = Screen(dataset)
     screen.remark(
@@ -203,6 +197,17 @@ def _params(
         "trainer.epochs": epochs,
         "trainer.batch_size": batch_size,
         "seed": seed,
+    }
+
+
+def _tags(dataset: Dataset, device: Device, recipe: Recipe) -> dict[str, str]:
+    return {
+        **provenance.tags(),
+        "job": "train",
+        "data.digest": dataset.digest,
+        "device": device.name,
+        "threads": str(device.threads),
+        "engine": recipe.engine,
     }
 
 

@@ -93,7 +93,6 @@ def write(folder: Path, file: Path, event: TrainedModel, description: Any) -> No
         description: MLflow's `Model`, to be completed.
     """
     import mlflow.pyfunc
-    import yaml
     from mlflow.models import ModelSignature
     from mlflow.types import DataType, ParamSchema, ParamSpec
 
@@ -105,21 +104,7 @@ def write(folder: Path, file: Path, event: TrainedModel, description: Any) -> No
     if event.calibration is not None:
         (folder / CALIBRATION).write_text(json.dumps(event.calibration), encoding="utf-8")
     (data / "keras_module.txt").write_text("keras", encoding="utf-8")
-    python = platform.python_version()
-    requirements = [f"{library}=={metadata.version(library)}" for library in REQUIRED]
-    conda = {
-        "name": "mlflow-env",
-        "channels": ["conda-forge"],
-        "dependencies": [f"python={python}", "pip", {"pip": requirements}],
-    }
-    virtualenv = {
-        "python": python,
-        "build_dependencies": ["pip", "setuptools", "wheel"],
-        "dependencies": ["-r requirements.txt"],
-    }
-    for name, content in (("conda.yaml", conda), ("python_env.yaml", virtualenv)):
-        (folder / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    (folder / "requirements.txt").write_text("\n".join(requirements), encoding="utf-8")
+    _write_requirements(folder)
     # With a signature of inputs, MLflow would take arrays or files, but not both.
     types = {bool: DataType.boolean, int: DataType.long}
     params = [ParamSpec(name, types[type(value)], value) for name, value in PARAMS.items()]
@@ -149,6 +134,27 @@ def write(folder: Path, file: Path, event: TrainedModel, description: Any) -> No
     )
     description.model_size_bytes = sum(each.stat().st_size for each in data.iterdir())
     description.save(str(folder / "MLmodel"))
+
+
+def _write_requirements(folder: Path) -> None:
+    """Say which libraries a model in a folder needs, as conda, virtualenv and pip read it."""
+    import yaml
+
+    python = platform.python_version()
+    requirements = [f"{library}=={metadata.version(library)}" for library in REQUIRED]
+    conda = {
+        "name": "mlflow-env",
+        "channels": ["conda-forge"],
+        "dependencies": [f"python={python}", "pip", {"pip": requirements}],
+    }
+    virtualenv = {
+        "python": python,
+        "build_dependencies": ["pip", "setuptools", "wheel"],
+        "dependencies": ["-r requirements.txt"],
+    }
+    for name, content in (("conda.yaml", conda), ("python_env.yaml", virtualenv)):
+        (folder / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join(requirements), encoding="utf-8")
 
 
 def _ship(folder: Path) -> None:
