@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from fmnist_lab.config import naming
 from fmnist_lab.config.suggestion import sweep_around
 from fmnist_lab.data.dataset import FASHION_MNIST
 from fmnist_lab.jobs.verdict import on_confidence, verdict
@@ -79,13 +80,7 @@ class Screen:
         if engine:
             options = [f"{name}={value}" for name, value in config.model.arguments().items()]
             facts["model"] = f"{' '.join([model.name, *options])}, {size}"
-            facts["training"] = (
-                f"{config.optimizer.target.rpartition('.')[2]} "
-                f"learning_rate={config.optimizer.learning_rate:g}, "
-                f"batches of {config.trainer.batch_size}, "
-                f"{counted(config.trainer.epochs, 'epoch')}, "
-                f"seed {config.seed}, {engine} engine"
-            )
+            facts["training"] = f"{naming.training(config)}, {engine} engine"
         aligned(self.console, facts)
         self.console.print()
 

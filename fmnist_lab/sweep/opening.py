@@ -22,7 +22,7 @@ from fmnist_lab.sweep.launchers import base
 from fmnist_lab.sweep.plan import Checked, Identities, Plan, check, identities, plan
 from fmnist_lab.sweep.search.control import Search
 from fmnist_lab.sweep.search.trials import LOG
-from fmnist_lab.system import provenance
+from fmnist_lab.system import cache, provenance
 from fmnist_lab.texts import line
 
 if TYPE_CHECKING:
@@ -206,9 +206,7 @@ def _have_a_folder(config: DictConfig, other: Path) -> None:
     if usual.is_absolute():
         return
     try:
-        usual.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=usual):
-            pass
+        cache.make(usual)
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
             raise

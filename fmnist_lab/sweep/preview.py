@@ -183,10 +183,7 @@ def _config_in_short(config: Config) -> dict[str, str]:
     return {
         "data": f"{name}: {train:,} training images, {test:,} test images",
         "model": " ".join([model, *options]),
-        "training": f"{config.optimizer.target.rpartition('.')[2]} "
-        f"learning_rate={config.optimizer.learning_rate:g}, "
-        f"batches of {config.trainer.batch_size}, {counted(config.trainer.epochs, 'epoch')}, "
-        f"seed {config.seed}",
+        "training": naming.training(config),
     }
 
 
