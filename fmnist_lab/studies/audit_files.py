@@ -17,7 +17,7 @@ from fmnist_lab.system import durable
 from fmnist_lab.texts import counted
 
 if TYPE_CHECKING:
-    from fmnist_lab.figures.style import Picture
+    from fmnist_lab.figures.style import Picture as Drawing
 
 PAIRS_SHOWN, LABELS_SHOWN = 36, 48  # on a contact sheet
 ROWS_SHOWN = 1000  # in a table of the page
@@ -124,7 +124,7 @@ def _sheets(audit: Audit) -> dict[str, bytes]:
     return found
 
 
-def _pair_sheet(audit: Audit) -> Picture:
+def _pair_sheet(audit: Audit) -> Drawing:
     from fmnist_lab.figures.contact_sheets import Line, contact_sheet
     from fmnist_lab.figures.style import GREY, RED
 
@@ -186,7 +186,7 @@ def _alike(pair: Any) -> str:
     return f"{moved}contrast {pair.contrast:.2f}"
 
 
-def _label_sheet(audit: Audit, split: str) -> Picture:
+def _label_sheet(audit: Audit, split: str) -> Drawing:
     from fmnist_lab.figures.contact_sheets import Line, contact_sheet
     from fmnist_lab.figures.style import GREY, RED
 
