@@ -259,12 +259,8 @@ def _served(folder: Path, server: str, run_id: str) -> Iterator[int]:
         process = subprocess.Popen(
             [sys.executable, "-m", *words], env=with_store(folder), stdout=notes, stderr=notes
         )
-        try:
-            ui.wait_until_it_answers(process, port, notes.fileno())
+        with ui.answering(process, port, notes.fileno()):
             yield port
-        finally:
-            process.terminate()
-            process.wait()
 
 
 def _connection(port: int) -> closing[http.client.HTTPConnection]:

@@ -86,8 +86,7 @@ class Known:
             return FINISHED
         if self.store is None:
             return ""
-        identity, root = config.identity(), self.store.unfinished
-        folders = [*root.glob(identity), *root.glob(f"{identity}-*")]
+        folders = journal.folders_of(self.store.unfinished, config.identity())
         if any(map(journal.is_live, folders)):
             return IN_PROGRESS
         return BEGUN if folders else ""
