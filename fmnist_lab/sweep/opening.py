@@ -108,16 +108,7 @@ def opened(
         return Opened(None, folder, code)
     store = tracking.Store.locate(tracked.uri)
     _have_a_folder(config, store.unfinished.with_name("hydra"))
-    tags = {
-        **provenance.tags(),
-        "job": "sweep",
-        "sweep.command": provenance.command(),
-        "sweep.axes": json.dumps(list(planned.axes)),
-        "sweep.jobs": str(search.total if search else len(planned.jobs)),
-        "sweep.hash": planned.hash,
-        CODE_TAG: code,
-        **(search.tags() if search else {}),
-    }
+    tags = _tags(planned, search, code)
     resume = config.get("resume")
     # Done while there is no parent run yet, which a signal would leave open.
     known = resume is False and search is None
@@ -146,6 +137,20 @@ def opened(
         found_at = {tracking.FOLDER_TAG: str(folder), "host": tags["host"]}
         tracking.tag(store, parent.id, found_at)
     return Opened(parent, folder, code, note)
+
+
+def _tags(planned: Plan, search: Search | None, code: str) -> dict[str, str]:
+    """Return the tags of a sweep's parent run."""
+    return {
+        **provenance.tags(),
+        "job": "sweep",
+        "sweep.command": provenance.command(),
+        "sweep.axes": json.dumps(list(planned.axes)),
+        "sweep.jobs": str(search.total if search else len(planned.jobs)),
+        "sweep.hash": planned.hash,
+        CODE_TAG: code,
+        **(search.tags() if search else {}),
+    }
 
 
 def _check_log(folder: Path, tags: Mapping[str, str]) -> None:
