@@ -319,7 +319,10 @@ def test_a_model_of_ones_own_sees_pixels_in_its_scale(backend, real_data, hydra_
     noted = json.loads((folder / "calibration.json").read_text())
     assert noted["temperature"] == run.metrics["calibration/temperature"]
     answerer = serve.load(store, f"runs:/{run.run_id}/model")
-    calibrated, served = answerer.calibration.scaled(expected), answerer.answer(pixels)
+    calibrated, served = (
+        confidence.scaled(expected, answerer.calibration.temperature),
+        answerer.answer(pixels),
+    )
     by_mlflow = mlflow.pyfunc.load_model(str(folder)).predict(pixels)
     for answers in (served, by_mlflow):
         np.testing.assert_allclose(rows(answers), calibrated, atol=1e-5)

@@ -19,7 +19,6 @@ from fmnist_lab.jobs.confidence import abstention
 from fmnist_lab.predict import app as predict_app
 from fmnist_lab.runs import reproduce
 from fmnist_lab.runs.__main__ import app
-from fmnist_lab.tracking.modelfiles import scaling_of
 
 AT_END = {
     *("calibration/temperature", "calibration/ece", "calibration/ece_scaled"),
@@ -143,9 +142,9 @@ BAD = ({"temperature": 0}, {"coverage": 2}, {"threshold": "0"})
 
 @pytest.mark.parametrize("values", [[], {"temperature": 1}, *({**GOOD, **each} for each in BAD)])
 def test_a_damaged_calibration_is_refused(values):
-    assert scaling_of(GOOD) == confidence.Scaling(**GOOD)
+    assert confidence.Scaling.of(GOOD) == confidence.Scaling(**GOOD)
     with pytest.raises(ValueError, match=r"expected|received"):
-        scaling_of(values)
+        confidence.Scaling.of(values)
 
 
 def say(made, *words) -> None:

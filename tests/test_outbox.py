@@ -37,7 +37,7 @@ from fmnist_lab.tracking.events import (
 )
 from fmnist_lab.tracking.failures import is_outage
 from fmnist_lab.tracking.journal import Journal, journal_at
-from fmnist_lab.tracking.orphans import command_again, this_process
+from fmnist_lab.tracking.orphans import command_again, heal_once, this_process
 from fmnist_lab.tracking.outbox import Outbox, batch, describe
 
 EXPERIMENT = "fmnist_lab"
@@ -502,7 +502,7 @@ def test_the_next_run_heals_those_before(store, client, new_run):
     run_id = new_run(gone)
     gone.release()
     # Of a process, only the first run does.
-    run_module._heal_once.cache_clear()
+    heal_once.cache_clear()
     with tracking.start(store, EXPERIMENT, "x", {}):
         pass
     assert client.get_run(run_id).info.status == "KILLED"

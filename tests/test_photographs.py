@@ -3,6 +3,7 @@
 import io
 import runpy
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -15,7 +16,8 @@ from PIL import Image
 import fmnist_lab
 from fmnist_lab import photographs
 from fmnist_lab.benchmark import photographs as benchmark
-from fmnist_lab.photographs import Photograph, UnreadablePhotograph, read
+from fmnist_lab.photographs import Photograph, UnreadablePhotograph, files, read
+from fmnist_lab.tracking import modelfiles
 
 EXAMPLES = Path(fmnist_lab.__file__).parents[1] / "examples"
 DRAWN = SimpleNamespace(**runpy.run_path(str(EXAMPLES / "photographs.py")))
@@ -232,18 +234,18 @@ def test_files_that_are_not_there_are_told(tmp_path):
 def test_a_heic_picture_without_the_extra_names_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
-    photographs._formats.cache_clear()
+    files.formats.cache_clear()
     (tmp_path / "x.heic").write_bytes(HEIC)
     for source in (HEIC, tmp_path / "x.heic", io.BytesIO(HEIC)):
         with pytest.raises(UnreadablePhotograph, match=r"pip install 'fmnist_lab\[heic\]'"):
             read(source)
-    photographs._formats.cache_clear()
+    files.formats.cache_clear()
 
 
 def test_a_heic_picture_with_the_extra():
     heif = pytest.importorskip("pillow_heif")
     heif.register_heif_opener()
-    photographs._formats.cache_clear()
+    files.formats.cache_clear()
     assert differ(read(saved(drawn(BOOT), "HEIF", quality=90)), read(saved(drawn(BOOT)))) < 4
 
 
@@ -271,13 +273,17 @@ def test_dust_is_not_the_object_and_a_white_shirt_on_white_is(tmp_path):
     assert (bottom - top) / SHIRT.size[1] > 0.5
 
 
-def test_the_file_works_alone(tmp_path):
+def test_the_package_works_alone(tmp_path):
     """It is shipped inside logged models, where there is no package around it."""
-    (tmp_path / "shipped.py").write_bytes(Path(photographs.__file__).read_bytes())
-    module = runpy.run_path(str(tmp_path / "shipped.py"))
-    assert np.array_equal(
-        module["read"](saved(drawn(BOOT))).pixels, read(saved(drawn(BOOT))).pixels
+    modelfiles._ship(tmp_path)
+    (tmp_path / "boot.png").write_bytes(saved(drawn(BOOT)))
+    program = (
+        "import sys; from fmnist_served.photographs import read; assert 'fmnist_lab' not in "
+        "sys.modules; sys.stdout.buffer.write(read('boot.png').pixels.tobytes())"
     )
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, check=True)
+    assert done.stdout == read(saved(drawn(BOOT))).pixels.tobytes()
 
 
 @pytest.mark.slow

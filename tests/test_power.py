@@ -19,7 +19,7 @@ from fmnist_lab.evaluation.power import (
 )
 from fmnist_lab.evaluation.statistics import compare_groups
 from fmnist_lab.studies import planning, summary
-from fmnist_lab.studies.comparison import Side
+from fmnist_lab.studies.differences import Side
 
 
 def known(deviation, per_seed=1.0):

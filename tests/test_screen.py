@@ -10,6 +10,7 @@ from rich.console import Console
 from fmnist_lab import data
 from fmnist_lab.evaluation.metrics import Scores
 from fmnist_lab.jobs import screen
+from fmnist_lab.jobs import verdict as verdicts
 from fmnist_lab.training.checkpoint import Chosen
 
 
@@ -29,7 +30,7 @@ def verdict(train: tuple[int, int], test: tuple[int, int]) -> str:
         "accuracy/test": shares[1],
         "accuracy/gap": shares[0] - shares[1],
     }
-    return screen.verdict(metrics, dataset(train[1], test[1]))
+    return verdicts.verdict(metrics, dataset(train[1], test[1]))
 
 
 @pytest.mark.parametrize(
@@ -162,6 +163,6 @@ def test_the_end_of_a_training_says_whose_weights_the_model_has(stopped, chosen,
 )
 def test_a_temperature_is_told_by_what_it_means(temperature, said):
     figures = {"temperature": temperature, "ece": 0.04, "ece_scaled": 0.01}
-    told = screen.on_confidence({f"calibration/{name}": each for name, each in figures.items()})
+    told = verdicts.on_confidence({f"calibration/{name}": each for name, each in figures.items()})
     assert f"it is {said}. With that temperature" in told
     assert told.endswith("on the test images is 0.0100 instead of 0.0400.")

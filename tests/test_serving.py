@@ -26,6 +26,7 @@ from PIL import Image
 from fmnist_lab.benchmark.serve import Request, asking, in_base64, malformed, picture
 from fmnist_lab.data import FASHION_MNIST
 from fmnist_lab.errors import UserError
+from fmnist_lab.evaluation.scaling import Scaling
 from fmnist_lab.runs import serve as door
 from fmnist_lab.runs.ui import free_port
 from fmnist_lab.serving.answers import (
@@ -33,7 +34,6 @@ from fmnist_lab.serving.answers import (
     MOST_FILES,
     MOST_IMAGES,
     Answerer,
-    Calibration,
     RefusedRequest,
 )
 from fmnist_lab.serving.app import MOST_BYTES, app
@@ -198,7 +198,7 @@ def test_a_calibrated_model_abstains_below_its_threshold(tmp_path, image):
     (tmp_path / "calibration.json").write_text(
         json.dumps({"temperature": 2, "threshold": 0.6, "coverage": 0.9, "images": 5000})
     )
-    answerer = Answerer(brightness, (28, 28), NAMES, Calibration.read(tmp_path))
+    answerer = Answerer(brightness, (28, 28), NAMES, Scaling.read(tmp_path))
     # Softmax of log(p) / 2 is √p, normalised.
     expected = np.sqrt(brightness(image[None])[0])
     expected /= expected.sum()
@@ -214,10 +214,10 @@ def test_a_calibrated_model_abstains_below_its_threshold(tmp_path, image):
     "text", ["", "[]", "{}", '{"temperature": 0, "threshold": 0.5}', '{"temperature": "x"}']
 )
 def test_a_damaged_calibration_is_refused(tmp_path, text):
-    assert Calibration.read(tmp_path) is None
+    assert Scaling.read(tmp_path) is None
     (tmp_path / "calibration.json").write_text(text)
     with pytest.raises(ValueError, match=r"calibration\.json"):
-        Calibration.read(tmp_path)
+        Scaling.read(tmp_path)
 
 
 def test_a_model_that_fails_is_told_and_the_server_stays(image):

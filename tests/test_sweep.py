@@ -18,8 +18,8 @@ from fmnist_lab import compat, tracking
 from fmnist_lab.config.naming import job_name
 from fmnist_lab.errors import Terminated, UserError
 from fmnist_lab.jobs.membership import Membership
-from fmnist_lab.sweep.driver import _finished_before
 from fmnist_lab.sweep.job import Job
+from fmnist_lab.sweep.opening import finished_before
 from fmnist_lab.tracking import Store, SweepRun, member_tag
 from fmnist_lab.tracking.events import End, Status
 from fmnist_lab.tracking.journal import Journal
@@ -214,11 +214,11 @@ def test_jobs_that_have_finished_before_are_counted(tmp_path, monkeypatch):
     for _ in ("a database", "a server"):
         assert tracking.finished(store, place, hashes) == ({"one", "two"}, True)
         said = "2 of these 6 jobs have finished before: resume=true takes over"
-        assert _finished_before(sweep, hashes, 6).startswith(said)
-        assert _finished_before(sweep, hashes, 60).startswith("at least 2 of these 60 jobs have")
-        assert _finished_before(sweep, hashes[:1] + hashes[-1:], 2).startswith("1 of these 2 jobs")
-        assert _finished_before(sweep, hashes[-1:], 1) == ""
-        assert _finished_before(sweep, [], 3) == ""
+        assert finished_before(sweep, hashes, 6).startswith(said)
+        assert finished_before(sweep, hashes, 60).startswith("at least 2 of these 60 jobs have")
+        assert finished_before(sweep, hashes[:1] + hashes[-1:], 2).startswith("1 of these 2 jobs")
+        assert finished_before(sweep, hashes[-1:], 1) == ""
+        assert finished_before(sweep, [], 3) == ""
         monkeypatch.setattr(compat, "store_behind", lambda client: None)
     # So many that a server would be asked for a while.
     more = [(str(each), "") for each in range(99)]
@@ -228,11 +228,11 @@ def test_jobs_that_have_finished_before_are_counted(tmp_path, monkeypatch):
     native = {"config.hash.native": "new, any threads"}
     run("with other threads", engine="xla", **native)
     run("made to be compared", engine="native", reproduces="another", **native)
-    assert _finished_before(sweep, hashes[-1:], 1) == ""
+    assert finished_before(sweep, hashes[-1:], 1) == ""
     run("with other threads", engine="native", **native)
-    assert _finished_before(sweep, hashes[-1:], 1).startswith("1 of these 1 jobs has finished")
+    assert finished_before(sweep, hashes[-1:], 1).startswith("1 of these 1 jobs has finished")
     Path(tmp_path, "mlflow.db").write_bytes(b"no database any more" * 100)
-    assert _finished_before(sweep, hashes, 6) == ""
+    assert finished_before(sweep, hashes, 6) == ""
 
 
 @pytest.mark.slow

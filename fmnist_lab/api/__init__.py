@@ -5,8 +5,9 @@ command of its name does, raises `UserError` where that ends with an error, and 
 leaves in the store: a `Run`, or a collection of them, `Runs`.
 """
 
-from fmnist_lab.api.collection import Runs, runs
+from fmnist_lab.api.collection import Runs
 from fmnist_lab.api.commands import load_data, run, sweep
+from fmnist_lab.api.lookup import runs
 from fmnist_lab.api.record import Predictions, Run
 from fmnist_lab.api.training import train
 

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from fmnist_lab.studies.comparison import Side, Verdict
+    from fmnist_lab.studies.comparison import Verdict
+    from fmnist_lab.studies.differences import Side
 
 WIDTH = 110  # Of a text, in characters.
 
@@ -128,25 +129,8 @@ def report(
         axes: The two parameters of the heat maps; None: those with the most values.
     """
     from fmnist_lab.runs import report as door
-    from fmnist_lab.runs.sides import predictions_of
-    from fmnist_lab.studies import beyond, search, summary
-    from fmnist_lab.studies import report as reports
 
+    found = door.sum_up(store, runs, named, axes)
     command = door.commands(store, named) or "fmnist_lab.runs(…).report(…)"
-    files: Sequence[Path] = ()
-    if facts := door.facts_of(store, named, axes):
-        curves = tracking.curves(store, list(runs["run_id"]), *search.curves_of(facts))
-        if folder is not None:
-            files = search.write(runs, curves, facts, folder, title=title, command=command)
-        told = search.terminal(runs, curves, facts)
-        return Report(lambda console: console.print(*told, sep="\n"), files)
-    study = summary.take_apart(runs)
-    remarks = beyond.of_study(study, predictions_of(store))
-    if folder is not None:
-        wanted = [run for some in summary.longest(study).values() for run in some]
-        curves = tracking.curves(store, wanted, *reports.CURVES)
-        files = reports.write(
-            runs, curves, folder, title=title, command=command, axes=axes, remarks=remarks
-        )
-    table = reports.terminal_table(runs, remarks)
-    return Report(lambda console: console.print(table), files)
+    files = () if folder is None else found.write(folder, title, command)
+    return Report(lambda console: console.print(*found.told, sep="\n"), files)

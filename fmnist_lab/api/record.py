@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
+    from fmnist_lab.classifier import Classifier
     from fmnist_lab.jobs.outcome import Outcome
-    from fmnist_lab.predict import Classifier
 
 TRUTH: dict[Any, Any] = {"True": True, "False": False}
 # Columns of a table of runs that are neither params nor metrics.
@@ -133,13 +133,13 @@ class Run:
         Raises:
             UserError: The run has no model, or its file is damaged.
         """
-        from fmnist_lab import predict
+        from fmnist_lab import classifier
 
         outcome = self._outcome
         if outcome is not None and outcome.model is not None and outcome.dataset is not None:
             names = outcome.dataset.class_names
-            return predict.Classifier(outcome.model, names, self.name, outcome.divisor)
-        return predict.load(f"runs:/{self.run_id}", store=self._kept().uri)
+            return classifier.Classifier(outcome.model, names, self.name, outcome.divisor)
+        return classifier.load(f"runs:/{self.run_id}", store=self._kept().uri)
 
     @property
     def model(self) -> keras.Model:

@@ -72,7 +72,8 @@ def _training(case: str, epochs: int, folder: Path) -> float:
         run = subprocess.Popen([*RUN, *words], cwd=folder, stdout=out)
         if case != UNDISTURBED:
             _wait_for_epoch(run, screen, epochs // 3, epochs)
-            _stop(first)
+            first.terminate()
+            first.wait()
         if case == BACK:
             _wait_for_epoch(run, screen, 2 * epochs // 3, epochs)
             with _served(place, port):
@@ -93,16 +94,8 @@ def _served(place: tracking.Store, port: int) -> Iterator[subprocess.Popen[bytes
         # A server has a machine of its own: here, its start alone would take the training's cores
         # for seconds.
         os.setpriority(os.PRIO_PROCESS, server.pid, LEAST_URGENT)
-        try:
-            ui.wait_until_it_answers(server, port, notes.fileno())
+        with ui.answering(server, port, notes.fileno()):
             yield server
-        finally:
-            _stop(server)
-
-
-def _stop(server: subprocess.Popen[bytes]) -> None:
-    server.terminate()
-    server.wait()
 
 
 def _wait_for_epoch(run: subprocess.Popen[bytes], screen: Path, epoch: int, epochs: int) -> None:

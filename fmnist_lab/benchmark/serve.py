@@ -92,23 +92,15 @@ def _bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels)
 
 
+BLANK: list[Any] = np.zeros((28, 28), int).tolist()
+
+
 def malformed() -> dict[str, Request]:
     """Return requests that a model for 28x28 grey images has to refuse, by what is wrong."""
-    blank = np.zeros((28, 28), int).tolist()
-
-    def spoilt(value: Any) -> list[Any]:
-        rows = [list(row) for row in blank]
-        rows[3][4] = value
-        return rows
-
-    def raw(value: str) -> bytes:
-        return asking(spoilt("HERE")).replace(b'"HERE"', value.encode())
-
-    png = picture()
     return {
         "an empty body": Request(),
         "no JSON": Request(b"hello"),
-        "JSON that breaks off": Request(asking(blank)[:-9]),
+        "JSON that breaks off": Request(asking(BLANK)[:-9]),
         "bytes that are no UTF-8": Request(b'{"instances": ["\xff\xfe"]}'),
         "a list instead of an object": Request(b"[1, 2]"),
         "a number instead of an object": Request(b"7"),
@@ -118,16 +110,52 @@ def malformed() -> dict[str, Request]:
         "a field that is not known": Request(b'{"instances": ["x"], "labels": [1]}'),
         "instances that are a text": Request(b'{"instances": "abc"}'),
         "instances that are null": Request(b'{"instances": null}'),
+        "top_k of 0": Request(asking(BLANK, top_k=0)),
+        "top_k that is a text": Request(asking(BLANK, top_k="three")),
+        "top_k that is half a character": Request(asking(BLANK, top_k="\ud800")),
+        "top_k that is true": Request(asking(BLANK, top_k=True)),
+        "a param that is not known": Request(asking(BLANK, temperature=2)),
+        "params that are a list": Request(b'{"instances": ["x"], "params": [1]}'),
+        "no content type": Request(asking(BLANK), {}, status=415),
+        "CSV": Request(b"0,0", {"Content-Type": "text/csv"}, status=415),
+        "a form": Request(
+            picture(), {"Content-Type": "multipart/form-data; boundary=x"}, status=415
+        ),
+        "another character set": Request(
+            asking(BLANK), {"Content-Type": "application/json; charset=latin-1"}, status=415
+        ),
+        "a compressed body": Request(
+            zlib.compress(asking(BLANK)), JSON | {"Content-Encoding": "deflate"}, status=415
+        ),
+        "GET instead of POST": Request(method="GET", status=405),
+        "another path": Request(asking(BLANK), path="/predict", status=404),
+        "a path out of the server": Request(method="GET", path="/../../etc/passwd", status=404),
+        "a body of 50 MB": Request(b"[" + bytes(TOO_LARGE), status=413),
+    } | _malformed_images()
+
+
+def _malformed_images() -> dict[str, Request]:
+    png = picture()
+
+    def spoilt(value: Any) -> list[Any]:
+        rows = [list(row) for row in BLANK]
+        rows[3][4] = value
+        return rows
+
+    def raw(value: str) -> bytes:
+        return asking(spoilt("HERE")).replace(b'"HERE"', value.encode())
+
+    return {
         "no image": Request(asking()),
         "more than ten thousand images": Request(asking(*["A"] * 10_001)),
         "more than two hundred files": Request(asking(*[in_base64(png)] * 201)),
         "an image that is null": Request(asking(None)),
         "an image that is a number": Request(asking(3)),
         "an image that is an object": Request(asking({"url": "http://127.0.0.1/a.png"})),
-        "an image without its list": Request(asking(*blank)),
-        "27 rows": Request(asking(blank[1:])),
+        "an image without its list": Request(asking(*BLANK)),
+        "27 rows": Request(asking(BLANK[1:])),
         "784 numbers in a row": Request(asking([0] * 784)),
-        "rows of different lengths": Request(asking([*blank[1:], [0]])),
+        "rows of different lengths": Request(asking([*BLANK[1:], [0]])),
         "colour for a grey model": Request(asking(np.zeros((28, 28, 3), int).tolist())),
         "pixels divided by 255": Request(asking(spoilt(0.5))),
         "a pixel of 256": Request(asking(spoilt(256))),
@@ -146,25 +174,6 @@ def malformed() -> dict[str, Request]:
         "an image file that breaks off": Request(asking(in_base64(png[:60]))),
         "an image file that unpacks to gigabytes": Request(asking(in_base64(_bomb()))),
         "a photograph of one colour": Request(asking(in_base64(_plain()))),
-        "top_k of 0": Request(asking(blank, top_k=0)),
-        "top_k that is a text": Request(asking(blank, top_k="three")),
-        "top_k that is half a character": Request(asking(blank, top_k="\ud800")),
-        "top_k that is true": Request(asking(blank, top_k=True)),
-        "a param that is not known": Request(asking(blank, temperature=2)),
-        "params that are a list": Request(b'{"instances": ["x"], "params": [1]}'),
-        "no content type": Request(asking(blank), {}, status=415),
-        "CSV": Request(b"0,0", {"Content-Type": "text/csv"}, status=415),
-        "a form": Request(png, {"Content-Type": "multipart/form-data; boundary=x"}, status=415),
-        "another character set": Request(
-            asking(blank), {"Content-Type": "application/json; charset=latin-1"}, status=415
-        ),
-        "a compressed body": Request(
-            zlib.compress(asking(blank)), JSON | {"Content-Encoding": "deflate"}, status=415
-        ),
-        "GET instead of POST": Request(method="GET", status=405),
-        "another path": Request(asking(blank), path="/predict", status=404),
-        "a path out of the server": Request(method="GET", path="/../../etc/passwd", status=404),
-        "a body of 50 MB": Request(b"[" + bytes(TOO_LARGE), status=413),
     }
 
 
@@ -250,12 +259,8 @@ def _served(folder: Path, server: str, run_id: str) -> Iterator[int]:
         process = subprocess.Popen(
             [sys.executable, "-m", *words], env=with_store(folder), stdout=notes, stderr=notes
         )
-        try:
-            ui.wait_until_it_answers(process, port, notes.fileno())
+        with ui.answering(process, port, notes.fileno()):
             yield port
-        finally:
-            process.terminate()
-            process.wait()
 
 
 def _connection(port: int) -> closing[http.client.HTTPConnection]:

@@ -19,6 +19,7 @@ from fmnist_lab.config import files
 from fmnist_lab.config.functions import Optimizer
 from fmnist_lab.config.identity import YOUNGER
 from fmnist_lab.config.schema import Config
+from fmnist_lab.texts import counted
 
 # The keys of the data that a study may vary; the places and names of the files are not among them.
 VARIED_DATA = {"name", "train_limit", "test_limit", "validation_fraction", *YOUNGER}
@@ -121,6 +122,16 @@ def run_name(config: Config, job: str = "") -> str:
         always.pop("model.hidden_units", None)
     told = always | found
     return fitted(words(told), [word("seed", config.seed)])
+
+
+def training(config: Config) -> str:
+    """Return how a config trains its model, for the screen."""
+    return (
+        f"{config.optimizer.target.rpartition('.')[2]} "
+        f"learning_rate={config.optimizer.learning_rate:g}, "
+        f"batches of {config.trainer.batch_size}, {counted(config.trainer.epochs, 'epoch')}, "
+        f"seed {config.seed}"
+    )
 
 
 def differences(params: Mapping[str, Any]) -> dict[str, Any]:

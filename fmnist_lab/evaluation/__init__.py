@@ -9,12 +9,11 @@ from fmnist_lab.evaluation.metrics import (
     cross_entropy,
     epoch_metrics,
     gap,
-    gap_interval,
     mislabelled,
     per_class,
     scores,
-    wilson_interval,
 )
+from fmnist_lab.evaluation.shares import gap_interval, wilson_interval
 
 __all__ = [
     "Scores",

@@ -12,31 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fmnist_lab.evaluation import metrics
-from fmnist_lab.evaluation.metrics import SMALLEST_PROBABILITY
+from fmnist_lab.evaluation.scaling import Scaling as Scaling
+from fmnist_lab.evaluation.scaling import log_probabilities, softmax
+from fmnist_lab.evaluation.scaling import scaled as scaled
 
 # The share of the images that an abstaining model answers, and that a conformal set holds the true
 # class of, unless another is asked for.
 COVERAGE = 0.9
 # Temperatures beyond these are those of a model that is always right, or knows nothing.
 COLDEST, HOTTEST = 0.05, 20.0
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """The temperature and the threshold of a model, as they are kept with it.
-
-    Attributes:
-        temperature: T; calibrated probabilities are softmax(ln p / T). Above 1 the model was too
-            sure of itself.
-        threshold: The model abstains where its highest calibrated probability is below it.
-        coverage: The share of the images to answer that the threshold was chosen for.
-        images: Number of the images that both were fitted on.
-    """
-
-    temperature: float
-    threshold: float
-    coverage: float
-    images: int
 
 
 @dataclass(frozen=True)
@@ -91,35 +75,18 @@ def fit_temperature(probabilities: NDArray[Any], labels: NDArray[Any]) -> float:
         T from `COLDEST` to `HOTTEST`, to five digits; nan if a probability is nan.
     """
     metrics.accuracy(probabilities, labels)  # refuses arrays that do not fit together
-    logs = _logs(probabilities)
+    logs = log_probabilities(probabilities)
     if np.isnan(logs).any():
         return float("nan")
     own = logs[np.arange(len(labels)), labels].mean()
     low, high = np.log(COLDEST), np.log(HOTTEST)
     for _ in range(20):
         middle = (low + high) / 2
-        shares = _softmax(logs * np.exp(-middle))
+        shares = softmax(logs * np.exp(-middle))
         slope = np.einsum("nk,nk->n", shares, logs).mean() - own
         # A slope above 0 in β asks for a higher temperature.
         low, high = (middle, high) if slope > 0 else (low, middle)
     return float(np.exp((low + high) / 2))
-
-
-def scaled(probabilities: NDArray[Any], temperature: float) -> NDArray[np.float32]:
-    """Return calibrated probabilities, softmax(ln p / T).
-
-    The order of the classes stays, and with it the predicted class and the accuracy.
-
-    Args:
-        probabilities: float32 (n, classes) or (classes,).
-        temperature: T, above 0.
-
-    Raises:
-        ValueError: The temperature is not above 0.
-    """
-    if not temperature > 0:
-        raise ValueError(f"`temperature` must be above 0. Received: temperature={temperature}")
-    return _softmax(_logs(probabilities) / temperature).astype(np.float32)
 
 
 def ece_interval(
@@ -280,20 +247,7 @@ def energy(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 def of_logits(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Return the probabilities (n, classes) of logits, which float32 would round to 1."""
-    return _softmax(logits.astype(np.float64))
-
-
-def _logs(probabilities: NDArray[Any]) -> NDArray[np.float64]:
-    logs: NDArray[np.float64] = np.log(
-        np.maximum(probabilities.astype(np.float64), SMALLEST_PROBABILITY)
-    )
-    return logs
-
-
-def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    shares: NDArray[np.float64] = shifted / shifted.sum(axis=-1, keepdims=True)
-    return shares
+    return softmax(logits.astype(np.float64))
 
 
 def _bins(sure: NDArray[Any], bins: int = 15) -> NDArray[np.int64]:

@@ -168,9 +168,7 @@ def compare_groups(a: Values, b: Values, paired: bool) -> Comparison:
     Raises:
         ValueError: A group is empty or not finite, or pairs are incomplete.
     """
-    a, b = finite(a, "a"), finite(b, "b")
-    if paired and len(a) != len(b):
-        raise ValueError(f"pairs need as many `a` as `b`. Received: {len(a)} and {len(b)}")
+    a, b = _groups(a, b, paired)
     test = "paired t" if paired else "Welch's t"
     sample = f"{len(a)} pairs of runs" if paired else f"{len(a)} and {len(b)} runs"
     difference = float(a.mean() - b.mean())
@@ -207,9 +205,7 @@ def superiority(a: Values, b: Values, paired: bool) -> Superiority | None:
     Raises:
         ValueError: A group is empty or not finite, or pairs are incomplete.
     """
-    a, b = finite(a, "a"), finite(b, "b")
-    if paired and len(a) != len(b):
-        raise ValueError(f"pairs need as many `a` as `b`. Received: {len(a)} and {len(b)}")
+    a, b = _groups(a, b, paired)
     sides = [a - b] if paired else [a, b]
     if min(map(len, sides)) < 2 or all(map(is_constant, sides)):
         return None
@@ -320,6 +316,13 @@ def _wilson_arms(hits: int, count: int) -> tuple[float, float]:
 def _four(value: float) -> str:
     # Rounded first, and 0 added, so that there is no -0.0000.
     return f"{round(value, 4) + 0.0:.4f}"
+
+
+def _groups(a: Values, b: Values, paired: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    a, b = finite(a, "a"), finite(b, "b")
+    if paired and len(a) != len(b):
+        raise ValueError(f"pairs need as many `a` as `b`. Received: {len(a)} and {len(b)}")
+    return a, b
 
 
 def is_constant(array: NDArray[np.float64]) -> bool:

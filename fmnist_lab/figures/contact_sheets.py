@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fmnist_lab.figures.images import cells_of, draw_images, scaled_size
-from fmnist_lab.figures.style import INK, SMALL, letters, sheet, shortened, write
+from fmnist_lab.figures.style import INK, SMALL, Picture, letters, sheet, shortened, write
 
 SIDE = 56  # Of an image, in points.
 LINE = 9  # From one line of text to the next, in points.
@@ -32,7 +31,7 @@ def contact_sheet(
     title: str,
     note: str = "",
     columns: int = 6,
-) -> Figure:
+) -> Picture:
     """Draw groups of images, each group side by side above its lines of text.
 
     Args:

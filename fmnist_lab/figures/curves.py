@@ -98,9 +98,7 @@ def mislabelled(history: History, chosen: int = 0) -> Figure:
         label = f"{name} {_number(values[last])}"
         write(axes, 1.05, 0.98 - 0.08 * place, label, TEXT, color, **beside)
     axes.set_ylim(-0.02, 1.02)
-    pad = min(0.03 * (epochs[-1] - epochs[0]), 0.5) or 0.5
-    axes.set_xlim(epochs[0] - pad, epochs[-1] + pad)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    _epoch_axis(axes, epochs)
     return figure
 
 
@@ -207,6 +205,10 @@ def _limits(
     elif (lack := 0.01 - np.ptp(known)) > 0:
         # Else a run that has settled would show noise as if it were something.
         axes.set_ylim(known.min() - lack / 2, known.max() + lack / 2)
+    _epoch_axis(axes, epochs)
+
+
+def _epoch_axis(axes: Axes, epochs: NDArray[np.float64]) -> None:
     # Half an epoch at most, so that no tick stands for an epoch that never was.
     pad = min(0.03 * (epochs[-1] - epochs[0]), 0.5) or 0.5
     axes.set_xlim(epochs[0] - pad, epochs[-1] + pad)

@@ -48,10 +48,13 @@ class Picture(Figure):
             options.setdefault("pil_kwargs", {"compress_level": 4})
         super().savefig(fname, **options)
 
-    def _repr_png_(self) -> bytes:
+    def png(self) -> bytes:
+        """Return it as a PNG file."""
         content = io.BytesIO()
         self.savefig(content, format="png")
         return content.getvalue()
+
+    _repr_png_ = png
 
 
 def picture(

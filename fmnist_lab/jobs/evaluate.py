@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fmnist_lab import tracking
 from fmnist_lab.config.schema import Config
@@ -13,9 +12,6 @@ from fmnist_lab.jobs import build, outputs
 from fmnist_lab.jobs.job import Job
 from fmnist_lab.jobs.membership import Membership
 from fmnist_lab.jobs.outcome import Keep, Outcome
-
-if TYPE_CHECKING:
-    import keras
 
 
 def run(
@@ -45,10 +41,7 @@ def run(
         return dict(job.answered.metrics)
     from fmnist_lab.models import saved
 
-    def read(file: Path) -> tuple[keras.Model, float | None]:
-        return saved.load(file), saved.divisor_of(file.parent.parent)
-
-    (model, divisor), _ = tracking.load_model(uri, store, read)
+    (model, divisor), _ = tracking.load_model(uri, store, saved.load_with_divisor)
     dataset = job.dataset
     if saved.image_shape(model) == dataset.train_images.shape[1:]:
         parts = ("train_images", "validation_images", "test_images")

@@ -77,12 +77,7 @@ def parse(
     Raises:
         UserError: The text is no config, or it names a target that is not allowed.
     """
-    if old.job != "train":
-        job = f"is a run of job={old.job}" if old.job else "was not made by fmnist_lab"
-        raise UserError(
-            f"received '{old.name}' ({old.run_id}), which {job}; expected a run that has trained "
-            "a model"
-        )
+    tracking.check_trains(old)
     where = f"run {old.run_id}: its config.yaml"
     try:
         tracking.check_yaml(text)

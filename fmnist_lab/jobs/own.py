@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from fmnist_lab import tracking
 from fmnist_lab.errors import UserError
 from fmnist_lab.jobs import build, outputs
 from fmnist_lab.jobs.outcome import Outcome
-from fmnist_lab.jobs.screen import Screen
+from fmnist_lab.jobs.screen import Screen, TrainingDisplay
 from fmnist_lab.system import provenance, signals
 
 if TYPE_CHECKING:
@@ -22,8 +23,18 @@ if TYPE_CHECKING:
     from fmnist_lab.evaluation.confidence import Scaling
     from fmnist_lab.training.engines import Recipe
     from fmnist_lab.training.loop import Epoch
+    from fmnist_lab.training.runtime import Device
 
 ENGINES = ("auto", "native", "xla", "graph")
+
+
+class _Measured(NamedTuple):
+    """Metrics of each epoch; of the last, probabilities by part, calibration, chosen epoch or 0."""
+
+    history: list[dict[str, float]]
+    probabilities: Mapping[str, np.ndarray]
+    fitted: Scaling | None
+    chosen: int
 
 
 def run(
@@ -65,14 +76,7 @@ def run(
     build.check_model(model, dataset, name)
     recipe = _recipe(model, optimizer, batch_size, engine)
     params = _params(model, optimizer, epochs, batch_size, seed)
-    tags = {
-        **provenance.tags(),
-        "job": "train",
-        "data.digest": dataset.digest,
-        "device": device.name,
-        "threads": str(device.threads),
-        "engine": recipe.engine,
-    }
+    tags = _tags(dataset, device, recipe)
     pictured, divisor = _pictured(dataset), _divisor(dataset.train_images)
     screen = Screen(dataset)
     screen.remark(
@@ -81,9 +85,15 @@ def run(
     )
     trained = model, dataset.train_images, dataset.train_labels, optimizer
     loop.compile_ahead(*trained, recipe)
-    history: list[dict[str, float]] = []
-    probabilities: Mapping[str, np.ndarray] = {}
-    fitted: Scaling | None = None
+    train = partial(
+        loop.train,
+        *trained,
+        epochs=epochs,
+        recipe=recipe,
+        seed=seed,
+        validation=_held_out(dataset),
+        callbacks=callbacks,
+    )
     with (
         signals.noted() as check_signals,
         tracking.start(store, None, name, tags) as kept,
@@ -93,49 +103,57 @@ def run(
         outputs.keep_versions(kept, tags)
         outputs.draw_data(kept, pictured)
         with screen.training(epochs, len(dataset.train_images)) as display:
-
-            def advance(epoch: int, seen: int) -> None:
-                check_signals()
-                display.advance(epoch, seen)
-
-            last: Epoch | None = None
-            for epoch in loop.train(
-                *trained,
-                epochs=epochs,
-                recipe=recipe,
-                seed=seed,
-                validation=_held_out(dataset),
-                callbacks=callbacks,
-                on_progress=advance,
-            ):
-                last = epoch
-                probabilities = outputs.predict(model, dataset)
-                if epoch.last:
-                    fitted = outputs.scaling(probabilities, dataset)
-                metrics, _ = outputs.of_epoch(epoch, probabilities, dataset, fitted)
-                history.append(metrics)
-                kept.metrics(metrics, step=epoch.number)
-                display.finished(epoch, metrics)
-        chosen = last.chosen.epoch if last and last.chosen else 0
-        outputs.keep_results(kept, probabilities["test"], pictured)
-        outputs.keep_validation(kept, probabilities, dataset)
-        outputs.draw_curves(kept, history, chosen)
-        outputs.keep_model(kept, model, dataset, fitted, divisor)
-    screen.result(history[-1], kept, trained=True)
+            found = _measured(train, model, dataset, kept, display, check_signals)
+        outputs.keep_results(kept, found.probabilities["test"], pictured)
+        outputs.keep_validation(kept, found.probabilities, dataset)
+        outputs.draw_curves(kept, found.history, found.chosen)
+        outputs.keep_model(kept, model, dataset, found.fitted, divisor)
+    metrics = found.history[-1]
+    screen.result(metrics, kept, trained=True)
     return Outcome(
         kept.name,
         "FINISHED",
         store,
         kept.id,
         params,
-        history[-1],
-        history,
-        chosen,
+        metrics,
+        found.history,
+        found.chosen,
         model,
         pictured,
-        probabilities["test"],
+        found.probabilities["test"],
         divisor,
     )
+
+
+def _measured(
+    train: Callable[..., Iterator[Epoch]],
+    model: keras.Model,
+    dataset: Dataset,
+    kept: tracking.Run,
+    display: TrainingDisplay,
+    check_signals: Callable[[], None],
+) -> _Measured:
+    """Train, and measure, keep and show the model after each epoch."""
+    history: list[dict[str, float]] = []
+    probabilities: Mapping[str, np.ndarray] = {}
+    fitted: Scaling | None = None
+    chosen = 0
+
+    def advance(epoch: int, seen: int) -> None:
+        check_signals()
+        display.advance(epoch, seen)
+
+    for epoch in train(on_progress=advance):
+        chosen = epoch.chosen.epoch if epoch.chosen else 0
+        probabilities = outputs.predict(model, dataset)
+        if epoch.last:
+            fitted = outputs.scaling(probabilities, dataset)
+        metrics, _ = outputs.of_epoch(epoch, probabilities, dataset, fitted)
+        history.append(metrics)
+        kept.metrics(metrics, step=epoch.number)
+        display.finished(epoch, metrics)
+    return _Measured(history, probabilities, fitted, chosen)
 
 
 def _check_counts(**counts: int) -> None:
@@ -179,6 +197,17 @@ def _params(
         "trainer.epochs": epochs,
         "trainer.batch_size": batch_size,
         "seed": seed,
+    }
+
+
+def _tags(dataset: Dataset, device: Device, recipe: Recipe) -> dict[str, str]:
+    return {
+        **provenance.tags(),
+        "job": "train",
+        "data.digest": dataset.digest,
+        "device": device.name,
+        "threads": str(device.threads),
+        "engine": recipe.engine,
     }
 
 

@@ -18,6 +18,7 @@ from fmnist_lab.tracking.journal import (
     TOKEN_TAG,
     Journal,
     clear_half_removed,
+    folders_of,
     is_at_rest,
     is_finished,
     is_live,
@@ -285,7 +286,7 @@ def _reclaimed(
 
 def _unknown(store: tracking.Store, experiment: str, config: Config) -> Interrupted | None:
     """Take over a folder of a config whose run the store has never known, or has forgotten."""
-    for folder in _folders(store, config):
+    for folder in folders_of(store.unfinished, config.identity()):
         scratch = _reclaim_if_idle(folder)
         if scratch is None:
             continue
@@ -307,7 +308,7 @@ def supersede(store: tracking.Store, config: Config, member: Membership | None =
         member: The place of that run in a sweep, if it is in one.
     """
     here = tracking.experiment_name(store, config.tracking.experiment)
-    for folder in _folders(store, config):
+    for folder in folders_of(store.unfinished, config.identity()):
         events = read_events(folder)
         runs = [event for event in events if isinstance(event, Opened)]
         if not all(store.is_at(run.store) and run.experiment in (here, None) for run in runs):
@@ -325,12 +326,6 @@ def supersede(store: tracking.Store, config: Config, member: Membership | None =
             # The store is away. The run that has answered the config is over and kept whatever
             # happens to what is left of others.
             return
-
-
-def _folders(store: tracking.Store, config: Config) -> list[Path]:
-    """Return the scratch folders of a config's runs."""
-    identity = config.identity()
-    return [*store.unfinished.glob(identity), *store.unfinished.glob(f"{identity}-*")]
 
 
 def _reclaim_if_idle(folder: Path) -> Journal | None:

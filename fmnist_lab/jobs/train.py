@@ -64,7 +64,7 @@ def run(
         training.resume(run)
         check_signals()
         # A server may be out of reach; a database's files have been tried already.
-        if run.is_remote:
+        if run.store is not None and run.store.database is None:
             run.wait_until_open()
         if not (training.is_over or training.is_paused):
             with training.saved_if_interrupted(resumable=tracked and not reproduces):

@@ -36,6 +36,11 @@ def load(file: Path) -> keras.Model:
     return keras.saving.load_model(file, safe_mode=True)
 
 
+def load_with_divisor(file: Path) -> tuple[keras.Model, float | None]:
+    """Load the Keras file of a logged model, with what its folder notes for `of_pixels`."""
+    return load(file), divisor_of(file.parent.parent)
+
+
 def divisor_of(folder: Path) -> float | None:
     """Return what a model's folder notes for `of_pixels`; 1 if it is no such folder.
 

@@ -19,7 +19,8 @@ from fmnist_lab.system.terminal import printout
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from fmnist_lab.studies.comparison import Result, Side, Verdict
+    from fmnist_lab.studies.comparison import Result, Verdict
+    from fmnist_lab.studies.differences import Side
 
 
 def compare(

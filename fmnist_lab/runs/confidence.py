@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from fmnist_lab.jobs.confidence import Confidence
-    from fmnist_lab.studies.comparison import Side
+    from fmnist_lab.studies.differences import Side
 
 EXPLAINED = (
     "All on the test images; ± is the 95 % interval of a mean over runs, and [ ] the 95 % "

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from cyclopts import Parameter
 
@@ -17,6 +17,7 @@ from fmnist_lab.system.terminal import printout
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import RenderableType
 
 
 def report(
@@ -46,37 +47,86 @@ def report(
         experiment: The experiment to look into if no sweep is named; left out, MLflow's
             $MLFLOW_EXPERIMENT_NAME or $MLFLOW_EXPERIMENT_ID, or fmnist_lab.
     """
-    from fmnist_lab.studies import beyond, bias, design, summary
-    from fmnist_lab.studies import report as reports
-
     with reported():
         place = tracking.Store.locate(store, for_writing=False)
         selection = select(place, sweeps, experiment, both(where, begun_since(since)))
-        console = printout()
         names = ", ".join(each.name for each in selection.named)
         command = commands(place, selection.named) or provenance.command()
-        if facts := facts_of(place, selection.named, axes):
-            _report_search(place, selection.runs, facts, output, title or names, command)
-            return
-        parts = summary.take_apart(selection.runs)
-        design.heat_map_sides(parts, axes)
-        remarks = beyond.of_study(parts, predictions_of(place))
-        console.print(reports.terminal_table(selection.runs, remarks))
-        if output is None:
-            return
-        wanted = [run for runs in summary.longest(parts).values() for run in runs]
-        curves = tracking.curves(place, wanted, *reports.CURVES)
-        files = reports.write(
-            selection.runs,
-            curves,
-            output,
-            title=title or names or "Report",
+        found = sum_up(place, selection.runs, selection.named, axes)
+        console = printout()
+        for each in found.told:
+            console.print(each)
+        if found.winner:
+            console.print("\nThe command that trains the winner on all training images:")
+            console.print(f"  {found.winner}", markup=False, soft_wrap=True)
+        if output is not None:
+            files = found.write(output, title or names or "Report", command)
+            gap = "" if found.winner is None else "\n"
+            console.print(f"{gap}written to {output}: {', '.join(file.name for file in files)}")
+
+
+class SummedUp(NamedTuple):
+    """What is to be said of runs.
+
+    Attributes:
+        told: What is printed.
+        write: Writes the report into a folder, with a title and a command; returns the files.
+        winner: Of a search, the command that trains the winner, "" if there is none; None of other
+            runs.
+    """
+
+    told: Sequence[RenderableType]
+    write: Callable[[Path, str, str], Sequence[Path]]
+    winner: str | None = None
+
+
+def sum_up(
+    store: tracking.Store,
+    runs: pd.DataFrame,
+    named: Sequence[tracking.RunRef],
+    axes: Sequence[str] | None,
+) -> SummedUp:
+    """Sum up the runs of a search, or any others.
+
+    Args:
+        store: Where they are.
+        runs: A table of them, as `tracking.find` returns it.
+        named: The sweeps and runs that were asked for.
+        axes: The two parameters of the heat maps; None: those with the most values.
+
+    Raises:
+        UserError: No run is finished, an axis was not varied, or a search was named with others.
+    """
+    from fmnist_lab.studies import beyond, bias, design, search, summary
+    from fmnist_lab.studies import report as reports
+
+    if facts := facts_of(store, named, axes):
+        curves = tracking.curves(store, list(runs["run_id"]), *search.curves_of(facts))
+
+        def write_search(folder: Path, title: str, command: str) -> Sequence[Path]:
+            return search.write(runs, curves, facts, folder, title=title, command=command)
+
+        told = search.terminal(runs, curves, facts)
+        return SummedUp(told, write_search, facts.get("winner_command") or "")
+    study = summary.take_apart(runs)
+    design.heat_map_sides(study, axes)
+    predictions = predictions_of(store)
+    remarks = beyond.of_study(study, predictions)
+
+    def write(folder: Path, title: str, command: str) -> Sequence[Path]:
+        wanted = [run for some in summary.longest(study).values() for run in some]
+        return reports.write(
+            runs,
+            tracking.curves(store, wanted, *reports.CURVES),
+            folder,
+            title=title,
             command=command,
             axes=axes,
             remarks=remarks,
-            error_parts=bias.by_setting(parts, predictions_of(place)),
+            error_parts=bias.by_setting(study, predictions),
         )
-        console.print(f"written to {output}: {', '.join(file.name for file in files)}")
+
+    return SummedUp([reports.terminal_table(runs, remarks)], write)
 
 
 def facts_of(
@@ -109,29 +159,6 @@ def facts_of(
         if text:
             return search.facts_of(text)
     return None
-
-
-def _report_search(
-    store: tracking.Store,
-    runs: pd.DataFrame,
-    facts: dict[str, Any],
-    output: Path | None,
-    title: str,
-    command: str,
-) -> None:
-    """Print the report of a search, and write it if there is a folder for it."""
-    from fmnist_lab.studies import search
-
-    console = printout()
-    curves = tracking.curves(store, list(runs["run_id"]), *search.curves_of(facts))
-    for each in search.terminal(runs, curves, facts):
-        console.print(each)
-    if winner := facts.get("winner_command"):
-        console.print("\nThe command that trains the winner on all training images:")
-        console.print(f"  {winner}", markup=False, soft_wrap=True)
-    if output is not None:
-        files = search.write(runs, curves, facts, output, title=title, command=command)
-        console.print(f"\nwritten to {output}: {', '.join(file.name for file in files)}")
 
 
 def commands(store: tracking.Store, named: Sequence[tracking.RunRef]) -> str:

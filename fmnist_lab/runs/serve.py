@@ -13,8 +13,9 @@ from cyclopts import Parameter
 
 from fmnist_lab import data, tracking
 from fmnist_lab.errors import UserError, reported
+from fmnist_lab.evaluation.scaling import Scaling
 from fmnist_lab.runs.ui import HOST, free_port
-from fmnist_lab.serving.answers import Answerer, Calibration
+from fmnist_lab.serving.answers import Answerer
 from fmnist_lab.system import signals
 
 if TYPE_CHECKING:
@@ -80,13 +81,13 @@ def load(store: tracking.Store, uri: str) -> Answerer:
     runtime.start()
     from fmnist_lab.models import saved
 
-    def read(file: Path) -> tuple[keras.Model, Calibration | None, float | None]:
+    def read(file: Path) -> tuple[tuple[keras.Model, float | None], Scaling | None]:
         folder = file.parent.parent
         described = (folder / "MLmodel").is_file()
-        calibration = Calibration.read(folder) if described else None
-        return saved.load(file), calibration, saved.divisor_of(folder)
+        calibration = Scaling.read(folder) if described else None
+        return saved.load_with_divisor(file), calibration
 
-    (model, calibration, divisor), names = tracking.load_model(uri, store, read)
+    ((model, divisor), calibration), names = tracking.load_model(uri, store, read)
     names = names or data.names_of(int(model.output_shape[-1]))
     try:
         call = saved.compiled(model, divisor)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from fmnist_lab.studies.comparison import Side
+    from fmnist_lab.studies.differences import Side
 
 MOST_LEFT_OUT = 5  # Runs that are named, of those that have no result or repeat another.
 Words = Annotated[tuple[str, ...], Parameter(consume_multiple=True)]
@@ -114,11 +114,11 @@ def side_from(store: tracking.Store, runs: pd.DataFrame) -> Side:
     Raises:
         UserError: None of the runs is finished.
     """
-    from fmnist_lab.studies import comparison, summary
+    from fmnist_lab.studies import differences, summary
 
     taken = summary.take_apart(runs)
     tags = {run: tracking.facts(store, run)["tags"] for run in taken.used["run_id"]}
-    return comparison.Side(taken, tags)
+    return differences.Side(taken, tags)
 
 
 def having(runs: pd.DataFrame, setting: str) -> pd.DataFrame:

@@ -11,6 +11,8 @@ import time
 import urllib.error
 import urllib.request
 import webbrowser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -53,13 +55,9 @@ def ui(
         chosen = port or free_port()
         with signals.handled(signals.terminate), tempfile.TemporaryFile() as notes:
             server = serve(place, chosen, notes.fileno())
-            try:
-                wait_until_it_answers(server, chosen, notes.fileno())
+            with answering(server, chosen, notes.fileno()):
                 _show(f"http://{HOST}:{chosen}", links, open_browser)
                 print("\nCtrl-C stops it.", flush=True)
-                server.wait()
-            finally:
-                server.terminate()
                 server.wait()
 
 
@@ -81,8 +79,9 @@ def serve(store: tracking.Store, port: int, notes: int) -> subprocess.Popen[byte
     )
 
 
-def wait_until_it_answers(server: subprocess.Popen[bytes], port: int, notes: int) -> None:
-    """Wait until MLflow's server answers.
+@contextmanager
+def answering(server: subprocess.Popen[bytes], port: int, notes: int) -> Iterator[None]:
+    """Wait until a server answers, and end it after the block.
 
     Args:
         server: The server's process.
@@ -92,6 +91,15 @@ def wait_until_it_answers(server: subprocess.Popen[bytes], port: int, notes: int
     Raises:
         UserError: The server has ended, or takes more than `PATIENCE_SECONDS`.
     """
+    try:
+        _wait_until_it_answers(server, port, notes)
+        yield
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _wait_until_it_answers(server: subprocess.Popen[bytes], port: int, notes: int) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:

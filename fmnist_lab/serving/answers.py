@@ -1,8 +1,8 @@
 """Answers of a model to images as they come in a request: arrays of pixels, or image files.
 
 A copy of this file is part of each logged model (`tracking.modelfiles`), so that MLflow's own
-server gives the same answers without this package. It knows NumPy, Pillow and `photographs`
-alone.
+server gives the same answers without this package. It knows NumPy, Pillow, `photographs` and
+`evaluation.scaling` alone.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fmnist_lab import photographs
+from fmnist_lab.evaluation.scaling import Scaling, scaled
 
 MOST_IMAGES = 10_000  # in one request: the size of Fashion-MNIST's test set
 MOST_FILES = 200  # of these: a photograph takes a hundred times as long to read as an array
@@ -27,54 +25,10 @@ BATCH = 500  # images per call of the model, which bounds a convolution's memory
 TOP_K = 3
 # What a request may ask for, by name, with the default.
 PARAMS: Mapping[str, int | bool] = {"top_k": TOP_K, "show": False}
-CALIBRATION = "calibration.json"
 
 
 class RefusedRequest(ValueError):
     """A request that cannot be answered; the message is one sentence for who has sent it."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How far a model's probabilities are to be trusted, as measured on validation images.
-
-    Attributes:
-        temperature: The logarithms of the probabilities are divided by it.
-        threshold: The model abstains where its highest probability, then, is lower.
-    """
-
-    temperature: float
-    threshold: float
-
-    @classmethod
-    def read(cls, folder: Path) -> Calibration | None:
-        """Return the calibration in a model's folder; None if the folder has none.
-
-        Raises:
-            ValueError: The file is damaged.
-        """
-        file = folder / CALIBRATION
-        if not file.is_file():
-            return None
-        try:
-            noted = json.loads(file.read_bytes())
-            found = cls(float(noted["temperature"]), float(noted["threshold"]))
-        except (ValueError, TypeError, LookupError, RecursionError):
-            found = cls(math.nan, math.nan)
-        if not (0 < found.temperature < math.inf and 0 <= found.threshold <= 1):
-            raise ValueError(f"its {CALIBRATION} has no temperature above 0 or threshold below 1")
-        return found
-
-    def scaled(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return softmax(log(p) / temperature) of probabilities p, shape (n, classes).
-
-        The formula is temperature scaling, equation 9 of Guo et al. 2017 (arXiv:1706.04599); the
-        logarithms differ from the model's logits by a constant for each image.
-        """
-        logits = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)) / self.temperature
-        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        scaled: np.ndarray = powers / powers.sum(axis=-1, keepdims=True)
-        return scaled
 
 
 @dataclass(frozen=True)
@@ -104,7 +58,7 @@ class Answerer:
     call: Callable[[np.ndarray], np.ndarray]
     shape: tuple[int, ...]
     class_names: Sequence[str]
-    calibration: Calibration | None = None
+    calibration: Scaling | None = None
 
     def answer(self, instances: Any, params: Mapping[str, Any] | None = None) -> list[Any]:
         """Return the answer to each image of a request, as JSON has it.
@@ -141,7 +95,7 @@ class Answerer:
         if not np.isfinite(rows).all():
             raise ArithmeticError("its probabilities are no numbers, as after a diverged training")
         if self.calibration:
-            rows = self.calibration.scaled(rows)
+            rows = scaled(rows, self.calibration.temperature)
         answers = [self._told(row, top_k) for row in rows]
         if show:
             for told, image in zip(answers, seen, strict=True):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +17,7 @@ from fmnist_lab.system import durable
 from fmnist_lab.texts import counted
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from fmnist_lab.figures.style import Picture as Drawing
 
 PAIRS_SHOWN, LABELS_SHOWN = 36, 48  # on a contact sheet
 ROWS_SHOWN = 1000  # in a table of the page
@@ -118,14 +117,14 @@ def _sheets(audit: Audit) -> dict[str, bytes]:
     """Return the contact sheets as PNG by the names of their files."""
     found = {}
     if len(audit.duplicates):
-        found["near_duplicates.png"] = _png(_pair_sheet(audit))
+        found["near_duplicates.png"] = _pair_sheet(audit).png()
     for split in audit.labels:
         if (audit.suspects["split"] == split).any():
-            found[f"suspect_labels_{split}.png"] = _png(_label_sheet(audit, split))
+            found[f"suspect_labels_{split}.png"] = _label_sheet(audit, split).png()
     return found
 
 
-def _pair_sheet(audit: Audit) -> Figure:
+def _pair_sheet(audit: Audit) -> Drawing:
     from fmnist_lab.figures.contact_sheets import Line, contact_sheet
     from fmnist_lab.figures.style import GREY, RED
 
@@ -187,7 +186,7 @@ def _alike(pair: Any) -> str:
     return f"{moved}contrast {pair.contrast:.2f}"
 
 
-def _label_sheet(audit: Audit, split: str) -> Figure:
+def _label_sheet(audit: Audit, split: str) -> Drawing:
     from fmnist_lab.figures.contact_sheets import Line, contact_sheet
     from fmnist_lab.figures.style import GREY, RED
 
@@ -217,12 +216,6 @@ def _label_sheet(audit: Audit, split: str) -> Figure:
 def _share(probability: float) -> str:
     """Return a small probability as a percentage."""
     return f"{probability:.2%}" if probability >= 0.0001 else "< 0.01%"
-
-
-def _png(figure: Figure) -> bytes:
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    return content.getvalue()
 
 
 def _page(audit: Audit, sheets: dict[str, bytes], title: str, command: str) -> str:

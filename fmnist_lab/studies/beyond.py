@@ -18,7 +18,7 @@ from fmnist_lab.errors import UserError
 from fmnist_lab.evaluation import statistics, variance
 from fmnist_lab.evaluation.statistics import Comparison, Superiority
 from fmnist_lab.evaluation.variance import FiniteTestSet
-from fmnist_lab.studies.frames import METRICS, TEST_SETS, grouped
+from fmnist_lab.studies.frames import METRICS, TEST_SETS, grouped, percent
 from fmnist_lab.studies.summary import Study
 from fmnist_lab.texts import counted
 
@@ -152,7 +152,7 @@ def of_one(results: Iterable[tuple[str, Beyond]], paired: bool) -> list[str]:
         )
     if tested := told.get(TESTED):
         shares = " and ".join(
-            f"{_percent(part.share)} [{_percent(part.low)}, {_percent(part.high)}] in {name}"
+            f"{percent(part.share)} [{percent(part.low)}, {percent(part.high)}] in {name}"
             for name, part in (("A", tested.a), ("B", tested.b))
             if not np.isnan(part.share)
         )
@@ -233,10 +233,6 @@ def _shares(parts: Sequence[FiniteTestSet], they_make: str) -> list[str]:
 def _range(values: Sequence[float], form: str = ".2f") -> str:
     low, high = (format(each, form) for each in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _signed(value: float) -> str:

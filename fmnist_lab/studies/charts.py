@@ -259,10 +259,8 @@ def against_epochs(
     ]
     # From 0, or a gap that hardly grows would look as if it soared.
     scale = vega.scale(records, from_zero=metric in FROM_ZERO)
-    mean, low = (
-        vega.field("mean", title=NAMES[metric], scale=scale),
-        vega.field("low", scale=scale),
-    )
+    mean = vega.field("mean", title=NAMES[metric], scale=scale)
+    low = vega.field("low", scale=scale)
     # Dots where few epochs were measured: they show which. Elsewhere they only carry the texts.
     is_sparse = points["epoch"].nunique() <= MOST_GROUPS
     ticks = {"values": sorted(set(points["epoch"]))} if is_sparse else {"tickCount": 6}

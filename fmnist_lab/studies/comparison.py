@@ -8,7 +8,7 @@ several on their metrics, in pairs where both groups have the same seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,41 +29,24 @@ from fmnist_lab.studies.beyond import (
     of_several,
 )
 from fmnist_lab.studies.crossed import samples
+from fmnist_lab.studies.differences import (
+    BESIDE_THE_POINT,
+    Difference,
+    Side,
+    differences_of,
+    listed,
+)
 from fmnist_lab.studies.frames import (
     ACCURACIES,
     METRICS,
-    SEEDS,
     draws_of,
     grouped,
-    is_parameter,
-    ordered,
     seeds_of,
     sentence,
-    shown,
     trained_on,
 )
 from fmnist_lab.studies.summary import MOST_LOSS, Study, interval
 from fmnist_lab.texts import counted
-
-MISSING = "-"  # A parameter or tag that a run does not have.
-# Tags that say what a run was made with, under the names that are shown.
-KINDS = {
-    "code": {
-        "mlflow.source.git.commit": "commit",
-        "git.dirty": "uncommitted changes",
-        "version.fmnist_lab": "fmnist_lab",
-    },
-    "libraries": {
-        f"version.{name}": name for name in ("python", "tensorflow", "keras", "numpy", "mlflow")
-    },
-    "machine": {"host": "host", "device": "device"},
-    "threads": {"threads": "threads", "threads.before": "threads before"},
-    "engine": {"engine": "engine", "engine.before": "engine before"},
-    "data": {"data.digest": "data digest"},
-}
-# Differences that leave two settings the same; a validation split, and so the digest of the data,
-# depends on the seed.
-BESIDE_THE_POINT = (*SEEDS, "data digest", "host", "uncommitted changes")
 
 SAME_SETTING = (
     "A and B have the same setting: whatever differs between them is no evidence of a difference "
@@ -87,33 +70,6 @@ NO_SPREAD = (
     "A single run shows no spread to judge a difference by: both sides need several seeds, as "
     '-m "seed=range(5)" gives.'
 )
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the two groups.
-
-    Attributes:
-        study: Its runs, taken apart.
-        tags: The tags of each run that counts, by its id.
-    """
-
-    study: Study
-    tags: Mapping[str, Mapping[str, str]]
-
-    @property
-    def ids(self) -> list[str]:
-        """The runs that count."""
-        return list(self.study.used["run_id"])
-
-
-class Difference(NamedTuple):
-    """What A was made with and B was not."""
-
-    kind: str
-    name: str
-    a: str
-    b: str
 
 
 class Result(NamedTuple):
@@ -187,7 +143,7 @@ def compare(a: Side, b: Side, predictions: Predictions) -> Verdict:
     ]
     if correctness.fault:
         unreadable.append(f"Nothing can be told of other test images: {correctness.fault}.")
-    differences, same = _differences(a, b, within)
+    differences, same = differences_of(a, b, within)
     lonely = [
         [dict(zip(within, setting, strict=True)) for setting in mine if setting not in other]
         for mine, other in ((left, right), (right, left))
@@ -321,40 +277,6 @@ def _mcnemar(a: str, b: str, predictions: Predictions) -> Comparison:
     return statistics.mcnemar_exact(mine.argmax(axis=1) == labels, its.argmax(axis=1) == labels)
 
 
-def _differences(a: Side, b: Side, within: Sequence[str]) -> tuple[list[Difference], list[str]]:
-    names = [name for name in (*a.study.used, *b.study.used) if is_parameter(name)]
-    values = {
-        name: [_values(side.study.used.get(name, [None])) for side in (a, b)]
-        for name in (*sorted(set(names) - set(within)), *SEEDS)
-    }
-    found = [
-        Difference("config", name, *sides) for name, sides in values.items() if sides[0] != sides[1]
-    ]
-    same = []
-    for kind, tags in KINDS.items():
-        sides = {
-            shown_as: [_values(_tag(each, tag) for each in side.tags.values()) for side in (a, b)]
-            for tag, shown_as in tags.items()
-        }
-        differing = [
-            Difference(kind, name, *each) for name, each in sides.items() if each[0] != each[1]
-        ]
-        found += differing
-        if not differing and any(each[0] != MISSING for each in sides.values()):
-            same.append(kind)
-    return found, same
-
-
-def _tag(tags: Mapping[str, str], name: str) -> str | None:
-    value = tags.get(name)
-    long = name in ("mlflow.source.git.commit", "data.digest")
-    return value[:10] if value and long else value
-
-
-def _values(values: Iterable[Any]) -> str:
-    return ", ".join(MISSING if value is None else shown(value) for value in ordered(values))
-
-
 def _sentences(matches: Sequence[Match], differences: Sequence[Difference]) -> list[str]:
     fewest = min(min(match.runs) for match in matches)
     most = max(max(match.runs) for match in matches)
@@ -399,7 +321,7 @@ def _tally(metric: str, matches: Sequence[Match]) -> str:
 
 def _nothing_in_common(a: Study, b: Study, within: Sequence[str]) -> str:
     def described(study: Study, side: str) -> str:
-        values = [f"{name}={_values(study.used.get(name, [None]))}" for name in within]
+        values = [f"{name}={listed(study.used.get(name, [None]))}" for name in within]
         return f"{side} has {', '.join(values)}"
 
     return (

@@ -314,6 +314,11 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
+def percent(share: float) -> str:
+    """Return a share in whole percent."""
+    return f"{100 * share:.0f} %"
+
+
 def sentence(words: str) -> str:
     """Return words as a sentence, with a capital and a full stop."""
     return f"{words[0].upper()}{words[1:]}."

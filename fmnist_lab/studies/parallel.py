@@ -29,45 +29,18 @@ def parallel(search: Search) -> Chart:
     """Each trial as a line over the hyperparameters to its objectives, dark where it is good."""
     axes: list[Parameter | str] = [*search.parameters, *search.objectives]
     domains = {metric: ends_of(search, metric) for metric in search.objectives}
-    first, direction = search.objective, search.objectives[search.objective]
-    low, high = domains[first]
-    ways: Records = []
-    for row in search.trials.to_dict("records"):
-        if not math.isfinite(row[first]):
-            continue
-        value = within(row[first], domains[first], direction)[0]
-        merit = (value - low) / (high - low)
-        places = [
-            axis.place(row[axis.key])
-            if isinstance(axis, Parameter)
-            else _share(row[axis], domains[axis], search.objectives[axis])
-            for axis in axes
-        ]
-        ways += [
-            {
-                "trial": row["trial"],
-                "axis": column,
-                "place": place,
-                "good": merit if direction == MAXIMIZE else 1 - merit,
-                "is_over": row["status"] == "FINISHED",
-                "tip": trial_tip(search, row),
-            }
-            for column, place in enumerate(places)
-            if math.isfinite(place)
-        ]
+    ways = _ways(search, axes, domains)
     last = len(axes) - 1
     x = vega.field("axis", axis=None, scale={"domain": [0, last], "nice": False})
     y = vega.field("place", axis=None, scale={"domain": [0, 1], "nice": False})
     shade: Chart = {"domain": [0, 1], "scheme": vega.LIGHT_TO_DARK}
     good = vega.field("good", scale=shade, legend=None)
     detail = vega.field("trial", "nominal")
-    # Those that matter are drawn last.
-    ways.sort(key=lambda each: (each["is_over"], each["good"], each["trial"], each["axis"]))
-    layers: list[Chart] = []
     styles: list[tuple[bool, dict[str, Any]]] = [
         (False, {"strokeWidth": 0.8, "strokeDash": [3, 2], "strokeOpacity": 0.65}),
         (True, {"strokeWidth": 1.5, "strokeOpacity": 0.95}),
     ]
+    layers: list[Chart] = []
     for is_over, style in styles:
         some = [
             each for each in ways if each["is_over"] == is_over and each["trial"] != search.best
@@ -95,6 +68,40 @@ def parallel(search: Search) -> Chart:
     return vega.finished(
         chart, title, f"{kinds}{winner}{told}{beyond(search, search.objectives)}", width
     )
+
+
+def _ways(
+    search: Search, axes: Sequence[Parameter | str], domains: Mapping[str, tuple[float, float]]
+) -> Records:
+    """Return the points of each trial's line, those that matter last."""
+    first, direction = search.objective, search.objectives[search.objective]
+    low, high = domains[first]
+    ways: Records = []
+    for row in search.trials.to_dict("records"):
+        if not math.isfinite(row[first]):
+            continue
+        value = within(row[first], domains[first], direction)[0]
+        merit = (value - low) / (high - low)
+        places = [
+            axis.place(row[axis.key])
+            if isinstance(axis, Parameter)
+            else _share(row[axis], domains[axis], search.objectives[axis])
+            for axis in axes
+        ]
+        ways += [
+            {
+                "trial": row["trial"],
+                "axis": column,
+                "place": place,
+                "good": merit if direction == MAXIMIZE else 1 - merit,
+                "is_over": row["status"] == "FINISHED",
+                "tip": trial_tip(search, row),
+            }
+            for column, place in enumerate(places)
+            if math.isfinite(place)
+        ]
+    ways.sort(key=lambda each: (each["is_over"], each["good"], each["trial"], each["axis"]))
+    return ways
 
 
 def _parallel_axes(

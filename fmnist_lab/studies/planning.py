@@ -14,7 +14,8 @@ from fmnist_lab.evaluation.power import MOST_SEEDS, Seeds, Spread
 from fmnist_lab.evaluation.statistics import Comparison
 from fmnist_lab.studies import crossed
 from fmnist_lab.studies.beyond import Predictions
-from fmnist_lab.studies.comparison import Side, matched, same_seeds
+from fmnist_lab.studies.comparison import matched, same_seeds
+from fmnist_lab.studies.differences import Side
 from fmnist_lab.studies.frames import ACCURACIES, draws_of, grouped
 from fmnist_lab.studies.summary import MOST_LOSS
 from fmnist_lab.texts import counted, duration

@@ -10,7 +10,8 @@ from fmnist_lab.errors import UserError
 from fmnist_lab.evaluation import statistics
 from fmnist_lab.evaluation.statistics import Comparison
 from fmnist_lab.studies.beyond import TESTED, Predictions
-from fmnist_lab.studies.comparison import Side, Verdict
+from fmnist_lab.studies.comparison import Verdict
+from fmnist_lab.studies.differences import Side
 
 TEST_SET = (
     "They were compared on the test images, because {reason}: this choice has looked at the test "

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fmnist_lab.studies.frames import VALIDATED, listed, mean_text, number, shown
+from fmnist_lab.studies.frames import VALIDATED, listed, mean_text, number, percent, shown
 from fmnist_lab.studies.importance import Importance
 from fmnist_lab.studies.search_marks import spoken
 from fmnist_lab.studies.trials import MAXIMIZE, Parameter, Search
@@ -57,7 +57,7 @@ def _cost(search: Search) -> str:
     whole = int((search.trials["epochs"] > 0).sum()) * search.rungs[-1].epochs
     told = f"The trials took {counted(spent, 'epoch')}"
     if search.is_pruned and whole:
-        share = _percent(spent / whole)
+        share = percent(spent / whole)
         told += f", {share} of the {whole:,} that they would have taken without pruning"
     seconds, workers = search.facts.get("seconds"), search.facts.get("workers")
     if isinstance(seconds, int | float) and seconds > 0:
@@ -137,7 +137,7 @@ def _importance(search: Search, importances: Sequence[Importance]) -> list[str]:
             continue
         names = {parameter.key: parameter.name for parameter in search.parameters}
         first = [
-            f"{names[key]} {_percent(share)}"
+            f"{names[key]} {percent(share)}"
             for key, share in list(each.shares.items())[:MOST_TOLD]
             if share >= LEAST_TOLD
         ]
@@ -153,10 +153,6 @@ def _importance(search: Search, importances: Sequence[Importance]) -> list[str]:
             f"{counted(each.trials, 'trial')}).{rest}"
         )
     return told
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _finals(search: Search) -> list[str]:

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import re
-import shlex
 import shutil
-import socket
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra.core.plugins import Plugins
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig
 
 from fmnist_lab import tracking
 from fmnist_lab.config import flags
-from fmnist_lab.config.overrides import quoted
 from fmnist_lab.errors import UserError, ended_by
 from fmnist_lab.sweep import screen
 from fmnist_lab.sweep.job import OUTCOMES, Sweep
-from fmnist_lab.sweep.launchers import base
-from fmnist_lab.sweep.plan import Checked, Identities, Plan, check, identities, plan
+from fmnist_lab.sweep.opening import checked_plan, opened
+from fmnist_lab.sweep.plan import Plan
 from fmnist_lab.sweep.search.control import Search
-from fmnist_lab.sweep.search.trials import LOG
 from fmnist_lab.system import provenance, signals
 from fmnist_lab.system.terminal import aligned
-from fmnist_lab.texts import counted, line
+from fmnist_lab.texts import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +38,6 @@ if TYPE_CHECKING:
 
 LEAST_PAUSE_SECONDS = 1.0
 MOST_OF_THE_TIME = 0.05  # spent on looking at the store
-CODE_TAG = "code.version"  # of a sweep: that of the code which it was begun with
 LATENESS_SECONDS = 600.0  # until the store knows that a job has ended
 
 
@@ -119,7 +110,7 @@ class SweepDriver:
         jobs = f"{len(planned.jobs)} jobs: " if planned.jobs else ""
         kept = "nowhere (tracking=none)"
         if self.run:
-            where = line(self.run.store.database or self.run.store.uri)
+            where = self.run.store.place
             kept = f"{where}, run {self.run.id}{', begun before' if self.run.continued else ''}"
         facts = search.heading if search else {"sweep": jobs + axes}
         facts |= {"kept in": kept}
@@ -351,164 +342,20 @@ def begin(config: DictConfig) -> SweepDriver:
     """
     began = round(1000 * time.time())
     planned, checked, search = checked_plan(config)
-    tracked = checked[0].config.tracking
     name = checked[0].config.name or (search.name if search else planned.name(checked))
-    resume = config.get("resume")
     launcher = str(config.hydra.launcher._target_).rpartition(".")[2]
     here = launcher in ("BasicLauncher", "LocalCores")
-    parent, note, code = None, "", provenance.code_version()
-    if tracked.kind == "none":
-        folder = Path(tempfile.mkdtemp(prefix="fmnist_lab-sweep-"))
-        _have_a_folder(config, folder)
-    else:
-        store = tracking.Store.locate(tracked.uri)
-        _have_a_folder(config, store.unfinished.with_name("hydra"))
-        tags = {
-            **provenance.tags(),
-            "job": "sweep",
-            "sweep.command": provenance.command(),
-            "sweep.axes": json.dumps(list(planned.axes)),
-            "sweep.jobs": str(search.total if search else len(planned.jobs)),
-            "sweep.hash": planned.hash,
-            CODE_TAG: code,
-            **(search.tags() if search else {}),
-        }
-        # Done while there is no parent run yet, which a signal would leave open.
-        known = resume is False and search is None
-        hashes = identities(config, planned, checked) if known else []
-        place = Path(str(config.hydra.sweep.dir)).absolute()
-        experiment = tracking.experiment_name(store, tracked.experiment)
-
-        def check_log(run_id: str, earlier: Mapping[str, str]) -> None:
-            if tracking.known(store, experiment, tracking.members_of(run_id)):
-                _check_log(place / run_id, earlier)
-
-        parent = tracking.SweepRun.open(
-            store,
-            tracked.experiment,
-            name,
-            tags,
-            resume=bool(resume),
-            here=here,
-            check=check_log if search else None,
-        )
-        note = _finished_before(parent, hashes, len(planned.jobs)) if hashes else ""
-        folder = place / parent.id
-        if parent.continued:
-            code = tracking.facts(store, parent.id)["tags"].get(CODE_TAG, code)
-        if search:
-            found_at = {tracking.FOLDER_TAG: str(folder), "host": tags["host"]}
-            tracking.tag(store, parent.id, found_at)
+    parent, folder, code, note = opened(config, planned, checked, search, name=name, here=here)
     places = tuple(flags.given(sys.argv[1:]))
     sweep = Sweep(parent, folder, tuple(planned.axes), places, began, code=code)
     if search:
         search.begin(parent, folder, began / 1000)
         most = search.options.max_parameters
         sweep = replace(sweep, is_search=True, most_parameters=most)
+    resume = config.get("resume")
     return SweepDriver(
         planned, sweep, name=name, resume=resume, here=here, note=note, search=search
     )
-
-
-def checked_plan(config: DictConfig) -> tuple[Plan, list[Checked], Search | None]:
-    """Take a sweep apart, and check its jobs and its launcher; nothing is begun.
-
-    Args:
-        config: The composed sweep.
-
-    Returns:
-        Its plan, the jobs that were checked, and the search that it is, if it is one.
-
-    Raises:
-        UserError: The sweep cannot be done.
-    """
-    for part in ("launcher", "sweeper"):
-        if not config.hydra[part]:
-            raise UserError(f"hydra.{part}: received null, expected hydra/{part}=basic")
-    search = Search.of(config)
-    planned = search.plan if search else plan(config)
-    checked = check(config, search.probes if search else planned)
-    if search:
-        search.check(checked)
-    base.prepare(config.hydra.launcher, checked[0].config.tracking)
-    for part in ("launcher", "sweeper"):
-        target = config.hydra[part]._target_
-        if target not in Plugins.instance().class_name_to_class:
-            raise UserError(
-                f"hydra.{part}._target_: received {target}, expected a plugin of Hydra that is "
-                f"installed; for example hydra/{part}=basic"
-            )
-    return planned, checked, search
-
-
-def _check_log(folder: Path, tags: Mapping[str, str]) -> None:
-    """Refuse to go on with a search without the log of its trials.
-
-    Args:
-        folder: Where this command looks for the log.
-        tags: Those of the search's parent run.
-
-    Raises:
-        UserError: The log is not there, or is empty.
-    """
-    if (file := folder / LOG).exists() and file.stat().st_size:
-        return
-    was, host = line(tags.get(tracking.FOLDER_TAG)), line(tags.get("host"))
-    where = f"expected it in {was or 'mlruns/hydra below the folder that it was begun in'}"
-    again = "repeat the command there"
-    if host not in ("", socket.gethostname()):
-        where += f" on {host}"
-    elif was == str(folder):
-        again = "put it back"
-    elif was:
-        above = str(Path(was).parent)
-        plain = re.fullmatch(r"[\w./-]+", above)
-        again = f"add {shlex.quote(f'hydra.sweep.dir={above if plain else quoted(above)}')}"
-    raise UserError(
-        f"resume: the log of the trials of this search is not in {folder}, {where}; {again}, or "
-        "leave out resume=true to begin another search"
-    )
-
-
-def _finished_before(parent: SweepRun, hashes: Identities, jobs: int) -> str:
-    """Return a sentence on the jobs that have finished before; "" if none has.
-
-    Args:
-        parent: The sweep's parent run.
-        hashes: The identities of the jobs.
-        jobs: The number of jobs.
-    """
-    try:
-        found, all_asked = tracking.finished(parent.store, parent.experiment_id, hashes)
-    except Exception:
-        return ""  # The sweep can do without it.
-    count = sum(not found.isdisjoint(each) for each in hashes)
-    if not count:
-        return ""
-    least = "" if all_asked and len(hashes) == jobs else "at least "
-    have = "has" if count == 1 else "have"
-    return (
-        f"{least}{count:,} of these {jobs:,} jobs {have} finished before: resume=true takes over "
-        "their results instead of training them again"
-    )
-
-
-def _have_a_folder(config: DictConfig, other: Path) -> None:
-    """Have Hydra keep a sweep's files in another folder if the working folder is read-only."""
-    usual = Path(str(config.hydra.sweep.dir))
-    if usual.is_absolute():
-        return
-    try:
-        usual.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=usual):
-            pass
-    except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise
-        with read_write(config.hydra):
-            config.hydra.sweep.dir = str(other)
-            # Each job's config is composed again, with these overrides.
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(other))}")
 
 
 def _outcome(

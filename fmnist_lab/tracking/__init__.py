@@ -7,6 +7,7 @@ files cost the training nothing. MLflow is imported there, after TensorFlow.
 from fmnist_lab.tracking.bounds import check_yaml as check_yaml
 from fmnist_lab.tracking.choice import ChosenModel as ChosenModel
 from fmnist_lab.tracking.choice import check_finished as check_finished
+from fmnist_lab.tracking.choice import check_trains as check_trains
 from fmnist_lab.tracking.choice import choose_model as choose_model
 from fmnist_lab.tracking.choice import maker as maker
 from fmnist_lab.tracking.choice import run_named as run_named

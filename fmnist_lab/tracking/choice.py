@@ -119,6 +119,20 @@ def maker(store: Store, chosen: ChosenModel) -> RunRef | None:
     return None
 
 
+def check_trains(run: RunRef) -> None:
+    """Refuse a run that trains nothing.
+
+    Raises:
+        UserError: It is an evaluation, a sweep, or another tool's.
+    """
+    if run.job != "train":
+        job = f"is a run of job={run.job}" if run.job else "was not made by fmnist_lab"
+        raise UserError(
+            f"received '{run.name}' ({run.run_id}), which {job}; expected a run that has trained "
+            "a model"
+        )
+
+
 def check_finished(store: Store, run: RunRef, *, model_alone: bool = True) -> None:
     """Refuse a run that has no whole model of its own.
 
@@ -136,9 +150,7 @@ def check_finished(store: Store, run: RunRef, *, model_alone: bool = True) -> No
             f"{named} is a sweep; expected one run, or --best accuracy/validation for the best of "
             f"its runs; {store.command('runs', 'report', run.run_id)} shows them"
         )
-    if run.job != "train":
-        job = f"is a run of job={run.job}" if run.job else "was not made by fmnist_lab"
-        raise UserError(f"{named} {job}; expected a run that has trained a model")
+    check_trains(run)
     with asking(store) as client:
         found = client.get_run(run.run_id)
         status, after = status_of(found), line(found.data.tags.get(PAUSED_TAG))

@@ -9,10 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
+
+
+def now() -> int:
+    """Return the milliseconds since 1970, MLflow's unit of time."""
+    return int(time.time() * 1000)
 
 
 class Status(StrEnum):

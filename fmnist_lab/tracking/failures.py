@@ -232,6 +232,33 @@ def translated(store: Store, *, resumable: bool = False) -> Iterator[None]:
         raise refused(store, error, resumable=resumable) from error
 
 
+@contextmanager
+def read_errors(
+    store: Store,
+    problem: str,
+    *,
+    expected: str = "",
+    errors: tuple[type[Exception], ...] = (Exception,),
+) -> Iterator[None]:
+    """Turn an error of reading a file into a `UserError`: the store's fault, or the file's.
+
+    Args:
+        store: The store that has the file.
+        problem: What cannot be done if it is the file's fault.
+        expected: The rest of that sentence, behind what the error says.
+        errors: The errors that a damaged file gives; others pass as they are.
+
+    Raises:
+        UserError: The store or its disk failed, or the file cannot be read.
+    """
+    try:
+        yield
+    except errors as error:
+        if kind(error) in (Kind.AWAY, Kind.DISK):
+            raise refused(store, error) from error
+        raise UserError(f"{problem}: {reason(error)}{expected}") from None
+
+
 def asks(function: Callable[Concatenate[Any, P], R]) -> Callable[Concatenate[Any, P], R]:
     """Run a function that asks a store within `translated`.
 

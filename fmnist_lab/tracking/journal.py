@@ -197,6 +197,16 @@ def abandoned(root: Path) -> list[Path]:
     return [folder for folder in folders if folder.is_dir() and not is_live(folder)]
 
 
+def folders_of(root: Path, identity: str) -> list[Path]:
+    """Return the folders of the journals of a config's runs.
+
+    Args:
+        root: The folder with all journals.
+        identity: The hash of the config.
+    """
+    return [*root.glob(identity), *root.glob(f"{identity}-*")]
+
+
 def clear_half_removed(root: Path) -> None:
     """Remove the rest of the journals whose removal was itself cut short."""
     for folder in root.glob(".*"):

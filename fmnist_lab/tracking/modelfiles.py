@@ -12,32 +12,29 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from importlib import metadata
-from math import inf
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
-from fmnist_lab.errors import UserError
-from fmnist_lab.evaluation.confidence import Scaling
+from fmnist_lab.evaluation.scaling import CALIBRATION, Scaling
 from fmnist_lab.system import durable
 from fmnist_lab.texts import NAME_LENGTH, line
 from fmnist_lab.tracking import bounds
 from fmnist_lab.tracking.client import check_schema, download, use
 from fmnist_lab.tracking.events import Metrics, TrainedModel
-from fmnist_lab.tracking.failures import Kind, kind, reason, refused, translated
+from fmnist_lab.tracking.failures import read_errors, translated
 from fmnist_lab.tracking.files import ABOVE, model_damage, models_of, sync_store
 from fmnist_lab.tracking.store import Store
 
 M = TypeVar("M")
 
-CALIBRATION = "calibration.json"
 REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pillow")
 # The modules whose copies MLflow runs to serve a model. They are a package of another name, so that
 # they never stand in the way of an installed fmnist_lab.
 SHIPPED = (
-    *("photographs", "serving.answers", "models.io", "models.flip_average", "models.saved"),
-    "tracking.pyfunc",
+    *("photographs.__init__", "photographs.files", "photographs.objects"),
+    *("evaluation.scaling", "serving.answers"),
+    *("models.io", "models.flip_average", "models.saved", "tracking.pyfunc"),
 )
 OURS, THEIRS = "fmnist_lab", "fmnist_served"
 LOADERS = ("mlflow.keras", f"{THEIRS}.tracking.pyfunc")
@@ -96,7 +93,6 @@ def write(folder: Path, file: Path, event: TrainedModel, description: Any) -> No
         description: MLflow's `Model`, to be completed.
     """
     import mlflow.pyfunc
-    import yaml
     from mlflow.models import ModelSignature
     from mlflow.types import DataType, ParamSchema, ParamSpec
 
@@ -108,21 +104,7 @@ def write(folder: Path, file: Path, event: TrainedModel, description: Any) -> No
     if event.calibration is not None:
         (folder / CALIBRATION).write_text(json.dumps(event.calibration), encoding="utf-8")
     (data / "keras_module.txt").write_text("keras", encoding="utf-8")
-    python = platform.python_version()
-    requirements = [f"{library}=={metadata.version(library)}" for library in REQUIRED]
-    conda = {
-        "name": "mlflow-env",
-        "channels": ["conda-forge"],
-        "dependencies": [f"python={python}", "pip", {"pip": requirements}],
-    }
-    virtualenv = {
-        "python": python,
-        "build_dependencies": ["pip", "setuptools", "wheel"],
-        "dependencies": ["-r requirements.txt"],
-    }
-    for name, content in (("conda.yaml", conda), ("python_env.yaml", virtualenv)):
-        (folder / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    (folder / "requirements.txt").write_text("\n".join(requirements), encoding="utf-8")
+    _write_requirements(folder)
     # With a signature of inputs, MLflow would take arrays or files, but not both.
     types = {bool: DataType.boolean, int: DataType.long}
     params = [ParamSpec(name, types[type(value)], value) for name, value in PARAMS.items()]
@@ -152,6 +134,27 @@ def write(folder: Path, file: Path, event: TrainedModel, description: Any) -> No
     )
     description.model_size_bytes = sum(each.stat().st_size for each in data.iterdir())
     description.save(str(folder / "MLmodel"))
+
+
+def _write_requirements(folder: Path) -> None:
+    """Say which libraries a model in a folder needs, as conda, virtualenv and pip read it."""
+    import yaml
+
+    python = platform.python_version()
+    requirements = [f"{library}=={metadata.version(library)}" for library in REQUIRED]
+    conda = {
+        "name": "mlflow-env",
+        "channels": ["conda-forge"],
+        "dependencies": [f"python={python}", "pip", {"pip": requirements}],
+    }
+    virtualenv = {
+        "python": python,
+        "build_dependencies": ["pip", "setuptools", "wheel"],
+        "dependencies": ["-r requirements.txt"],
+    }
+    for name, content in (("conda.yaml", conda), ("python_env.yaml", virtualenv)):
+        (folder / name).write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    (folder / "requirements.txt").write_text("\n".join(requirements), encoding="utf-8")
 
 
 def _ship(folder: Path) -> None:
@@ -219,7 +222,13 @@ def load_model(
     if uri.startswith(("runs:", "models:")):
         with translated(store):
             check_schema(store)
-    try:
+    # The parsers of YAML, zip files, HDF5 and Keras configs raise anything on a damaged file.
+    with read_errors(
+        store,
+        f"the model '{line(uri, NAME_LENGTH)}' cannot be loaded as a Keras model",
+        expected="; expected runs:/RUN_ID/model, models:/NAME/VERSION, a folder that MLflow wrote, "
+        "or a .keras file",
+    ):
         # A question to a database that does not exist would create it.
         if store.database and not store.database.exists() and not Path(uri).exists():
             raise FileNotFoundError(f"there is no store {store.database}")
@@ -235,16 +244,6 @@ def load_model(
             bounds.check_yaml((folder / "MLmodel").read_bytes())
             description = mlflow.models.Model.load(folder)
             model = load(folder / _keras_file(description.flavors))
-    except Exception as error:
-        if kind(error) in (Kind.AWAY, Kind.DISK):
-            raise refused(store, error) from error
-        # The parsers of YAML, zip files, HDF5 and Keras configs raise anything on a damaged file.
-        raise UserError(
-            f"the model '{line(uri, NAME_LENGTH)}' cannot be loaded as a Keras model: "
-            f"{reason(error)}; "
-            "expected runs:/RUN_ID/model, models:/NAME/VERSION, a folder that MLflow wrote, or a "
-            ".keras file"
-        ) from None
     known = description.metadata
     names = known.get("class_names") if isinstance(known, Mapping) else None
     return model, tuple(map(line, names)) if isinstance(names, list) and names else None
@@ -267,48 +266,19 @@ def read_calibration(uri: str, store: Store) -> tuple[Scaling | None, str]:
     import yaml
 
     use(store)
-    with tempfile.TemporaryDirectory() as place:
-        try:
-            folder = download(uri, place)
-            if not folder.is_dir():
-                return None, ""
-            bounds.check_yaml(text := (folder / "MLmodel").read_bytes())
-            run_id = str((yaml.safe_load(text) or {}).get("run_id") or "")
-            file = folder / CALIBRATION
-            if not file.is_file():
-                return None, run_id
-            if file.stat().st_size > bounds.MOST_TEXT:
-                raise ValueError(f"it has {file.stat().st_size:,} bytes")
-            return scaling_of(json.loads(file.read_text(encoding="utf-8"))), run_id
-        except Exception as error:
-            if kind(error) in (Kind.AWAY, Kind.DISK):
-                raise refused(store, error) from error
-            raise UserError(
-                f"the {CALIBRATION} of the model '{line(uri, NAME_LENGTH)}' cannot be read: "
-                f"{reason(error)}"
-            ) from None
-
-
-def scaling_of(values: Any) -> Scaling:
-    """Return what a model's `calibration.json` says.
-
-    Args:
-        values: Its content.
-
-    Raises:
-        ValueError: The content is none of ours.
-    """
-    wanted = [each.name for each in fields(Scaling)]
-    if not (isinstance(values, dict) and values.keys() >= set(wanted)):
-        raise ValueError(f"expected the keys {', '.join(wanted)}")
-    numbers = [values[name] for name in wanted]
-    if not all(type(each) in (int, float) and 0 <= each < inf for each in numbers):
-        raise ValueError(f"expected numbers, 0 or more, received {numbers}")
-    temperature, threshold, coverage, images = numbers
-    found = Scaling(float(temperature), float(threshold), float(coverage), int(images))
-    if not found.temperature or not 0 < found.coverage <= 1:
-        raise ValueError(f"received {found}, expected a temperature and a coverage above 0")
-    return found
+    problem = f"the {CALIBRATION} of the model '{line(uri, NAME_LENGTH)}' cannot be read"
+    with tempfile.TemporaryDirectory() as place, read_errors(store, problem):
+        folder = download(uri, place)
+        if not folder.is_dir():
+            return None, ""
+        bounds.check_yaml(text := (folder / "MLmodel").read_bytes())
+        run_id = str((yaml.safe_load(text) or {}).get("run_id") or "")
+        file = folder / CALIBRATION
+        if not file.is_file():
+            return None, run_id
+        if file.stat().st_size > bounds.MOST_TEXT:
+            raise ValueError(f"it has {file.stat().st_size:,} bytes")
+        return Scaling.of(json.loads(file.read_text(encoding="utf-8"))), run_id
 
 
 def _keras_file(flavors: Mapping[str, Any]) -> PurePath:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -41,6 +42,12 @@ class Healed:
     run_id: str
     name: str
     command: str
+
+
+@functools.cache
+def heal_once(store: Store) -> None:
+    """Heal what other processes have left; the jobs of one sweep need not each ask."""
+    heal(store)
 
 
 @asks

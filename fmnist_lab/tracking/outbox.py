@@ -9,19 +9,19 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from fmnist_lab import compat
 from fmnist_lab.errors import UserError
 from fmnist_lab.tracking import events, modelfiles
-from fmnist_lab.tracking.client import client_of, quiet_mlflow
+from fmnist_lab.tracking.client import asking, client_of, quiet_mlflow
 from fmnist_lab.tracking.events import Event, Values
 from fmnist_lab.tracking.failures import Kind, deleted, kind, reason, refused
 from fmnist_lab.tracking.files import settle, sync_store
 from fmnist_lab.tracking.journal import Journal
-from fmnist_lab.tracking.store import Store
+from fmnist_lab.tracking.store import Store, surrounding_run
 
 # A store that is away is asked again after so long.
 RETRY_SECONDS = 5.0
@@ -219,22 +219,43 @@ def describe(images: Any) -> dict[str, str]:
     return {"schema": json.dumps(schema), "profile": json.dumps(profile)}
 
 
-def reopen(store: Store, run_id: str) -> None:
-    """Have a run of the store go on.
+def create(store: Store, experiment_id: str, name: str, began: int, tags: Mapping[str, str]) -> str:
+    """Make a run in the store, and return its id.
+
+    Args:
+        store: The store.
+        experiment_id: The id of the run's experiment.
+        name: The run's name.
+        began: When it began, in milliseconds since 1970.
+        tags: Its first tags.
+
+    Raises:
+        UserError: The store cannot be reached.
+    """
+    with asking(store, resumable=True) as client:
+        tags = {**surrounding_run(client), **tags}
+        return str(client.create_run(experiment_id, began, tags=tags, run_name=name).info.run_id)
+
+
+def reopen(store: Store, run_id: str) -> Mapping[str, str]:
+    """Have a run of the store go on, and return its tags: a sweep notes why a worker has ended.
 
     Args:
         store: The store.
         run_id: The run.
 
     Raises:
-        UserError: The store does not know the run.
+        UserError: The store cannot be reached, or does not know the run.
     """
     quiet_mlflow()
     from mlflow.exceptions import MlflowException
 
-    try:
-        client_of(store).update_run(run_id, status=events.Status.RUNNING)
-    except MlflowException as error:
-        if kind(error) is Kind.AWAY:
-            raise
-        raise UserError(f"run {run_id} cannot go on: {reason(error)}") from None
+    with asking(store, resumable=True) as client:
+        try:
+            client.update_run(run_id, status=events.Status.RUNNING)
+        except MlflowException as error:
+            if kind(error) is Kind.AWAY:
+                raise
+            raise UserError(f"run {run_id} cannot go on: {reason(error)}") from None
+        tags: Mapping[str, str] = client.get_run(run_id).data.tags
+        return tags

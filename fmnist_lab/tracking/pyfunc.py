@@ -14,8 +14,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
+from fmnist_lab.evaluation.scaling import Scaling
 from fmnist_lab.models import saved
-from fmnist_lab.serving.answers import Answerer, Calibration, RefusedRequest
+from fmnist_lab.serving.answers import Answerer, RefusedRequest
 
 
 class RefusedInput(MlflowException):
@@ -70,6 +71,6 @@ def _load_pyfunc(folder: str) -> Served:
             saved.compiled(model, saved.divisor_of(place.parent)),
             saved.image_shape(model),
             names or [str(number) for number in range(classes)],
-            Calibration.read(place.parent),
+            Scaling.read(place.parent),
         )
     )

@@ -14,7 +14,7 @@ from fmnist_lab.system import durable
 from fmnist_lab.texts import line, lines
 from fmnist_lab.tracking import bounds
 from fmnist_lab.tracking.client import client_of, download
-from fmnist_lab.tracking.failures import Kind, asks, kind, reason, refused
+from fmnist_lab.tracking.failures import asks, read_errors
 from fmnist_lab.tracking.store import Store
 
 PREDICTIONS = "predictions.npz"
@@ -79,17 +79,14 @@ def read_file(store: Store, run_id: str, file: str, most: int = bounds.MOST_TEXT
     """
     from mlflow.exceptions import MlflowException
 
-    try:
+    problem = f"run {run_id} has no {file} to be read"
+    with read_errors(store, problem, errors=(MlflowException, OSError, ValueError)):
         root = client_of(store).get_run(run_id).info.artifact_uri
         folder = durable.local_path(root)
         if folder is not None:
             # MLflow would copy the whole file, even one without an end.
             return _read_at_most(folder / file, most)
         return _fetch_at_most(f"{root}/{file}", file, most)
-    except (MlflowException, OSError, ValueError) as error:
-        if kind(error) in (Kind.AWAY, Kind.DISK):
-            raise refused(store, error) from error
-        raise UserError(f"run {run_id} has no {file} to be read: {reason(error)}") from None
 
 
 def _read_at_most(path: Path, most: int) -> bytes:

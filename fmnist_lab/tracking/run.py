@@ -6,7 +6,6 @@ store that is away holds nothing up, and gets what it has missed later.
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 import uuid
@@ -21,16 +20,15 @@ from pydantic_core import to_json
 
 from fmnist_lab.errors import UserError, cannot_write
 from fmnist_lab.system import durable
-from fmnist_lab.texts import line
 from fmnist_lab.tracking import events
-from fmnist_lab.tracking.client import active, asking
-from fmnist_lab.tracking.events import Event, Metrics, Status, Tags
+from fmnist_lab.tracking.client import active
+from fmnist_lab.tracking.events import Event, Metrics, Status, Tags, now
 from fmnist_lab.tracking.failures import Kind, asks, is_full, kind, outlast_lock, reason
 from fmnist_lab.tracking.journal import TOKEN_TAG, Journal
-from fmnist_lab.tracking.orphans import heal
-from fmnist_lab.tracking.outbox import Outbox, describe, reopen
+from fmnist_lab.tracking.orphans import heal_once
+from fmnist_lab.tracking.outbox import Outbox, create, describe, reopen
 from fmnist_lab.tracking.query import PAUSED_TAG
-from fmnist_lab.tracking.store import Store, experiment_name, surrounding_run
+from fmnist_lab.tracking.store import Store, experiment_name
 
 if TYPE_CHECKING:
     import keras
@@ -69,7 +67,7 @@ class Run:
         self.experiment_id = ""
         self.journal = journal
         self.failed_before = self.paused_before = self.is_paused = False
-        self._began = _now()
+        self._began = now()
         self._killed = threading.Event()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
         self._tasks: list[Future[None]] = []
@@ -104,50 +102,24 @@ class Run:
         self.experiment_id = outlast_lock(store, lambda: store.open(experiment), self._killed)
         experiment = experiment_name(store, experiment)
         if run_id:
-            outlast_lock(store, lambda: self._reopen(store, run_id), self._killed)
+            again = outlast_lock(store, lambda: reopen(store, run_id), self._killed)
+            self.failed_before |= bool(again.get("failure"))
         else:
             # The journal comes first, so that no run is in the store that it does not know.
             tags |= {"scratch": str(journal.folder), TOKEN_TAG: uuid.uuid4().hex}
             with self._written():
                 journal.append(events.Opening(tags[TOKEN_TAG]))
                 journal.sync()
-            run_id = outlast_lock(store, lambda: self._create(store, tags), self._killed)
+            # The run has begun before the store was ready: a short training is over by then.
+            made = self.experiment_id, self.name, self._began, tags
+            run_id = outlast_lock(store, lambda: create(store, *made), self._killed)
         with self._written():
             journal.append(events.Opened(run_id, self.name, store.uri, experiment))
         self.id = self._outbox.run_id = run_id
         self._outbox.flush()
         # Healing is a courtesy to other runs, which must not harm this one.
         with suppress(Exception):
-            _heal_once(store)
-
-    def _reopen(self, store: Store, run_id: str) -> None:
-        with asking(store, resumable=True) as client:
-            reopen(store, run_id)
-            # A sweep notes there why a worker has ended.
-            self.failed_before |= bool(client.get_run(run_id).data.tags.get("failure"))
-
-    def _create(self, store: Store, tags: Mapping[str, str]) -> str:
-        """Make the run in the store, and return its id."""
-        with asking(store, resumable=True) as client:
-            made = client.create_run(
-                self.experiment_id,
-                # The run has begun before the store was ready: a short training is over by then.
-                self._began,
-                tags={**surrounding_run(client), **tags},
-                run_name=self.name,
-            )
-        return str(made.info.run_id)
-
-    @property
-    def store_name(self) -> str:
-        """The store as a person would look for it."""
-        assert self.store is not None
-        return line(self.store.database or self.store.uri)
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether the store is more than files on this machine."""
-        return self.store is not None and self.store.database is None
+            heal_once(store)
 
     @property
     def waiting(self) -> int:
@@ -211,7 +183,7 @@ class Run:
         if self._tasks and self._tasks[0].done():
             self.wait_until_open()
         known = self._points.get(step)
-        self._latest = known or Metrics(step, _now(), {k: float(v) for k, v in metrics.items()})
+        self._latest = known or Metrics(step, now(), {k: float(v) for k, v in metrics.items()})
         if known:
             self._send(known)
         else:
@@ -353,7 +325,7 @@ class Run:
             for task in self._dispensable:
                 task.cancel()
         last: list[Event] = [Tags({"failure": failure[-5000:]})] if failure else []
-        for event in (*last, events.End(status, _now())):
+        for event in (*last, events.End(status, now())):
             # The store may take what a full disk here does not.
             with suppress(UserError):
                 self._note(event)
@@ -424,14 +396,3 @@ class Run:
             self._outbox.flush()
 
         self.write(task, essential=essential)
-
-
-@functools.cache
-def _heal_once(store: Store) -> None:
-    """Heal what other processes have left; the jobs of one sweep need not each ask."""
-    heal(store)
-
-
-def _now() -> int:
-    """Return the milliseconds since 1970, MLflow's unit of time."""
-    return int(time.time() * 1000)

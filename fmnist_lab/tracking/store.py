@@ -21,6 +21,7 @@ from filelock import FileLock
 from fmnist_lab import compat
 from fmnist_lab.errors import ELSEWHERE, FULL_DISK, UserError, cannot_write, permission
 from fmnist_lab.system import durable
+from fmnist_lab.texts import line
 from fmnist_lab.tracking.client import asking, client_of, quiet_mlflow
 from fmnist_lab.tracking.failures import (
     is_locked,
@@ -51,6 +52,11 @@ class Store:
     database: Path | None
     artifacts: Path | None
     unfinished: Path
+
+    @property
+    def place(self) -> str:
+        """The store as a person would look for it: its file, or its URI."""
+        return line(self.database or self.uri)
 
     @property
     def shared(self) -> Path:

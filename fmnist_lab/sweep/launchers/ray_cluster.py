@@ -25,9 +25,8 @@ from fmnist_lab.sweep.launchers.base import (
     JobRunner,
     JobSource,
     Number,
-    check_cluster,
-    check_size,
 )
+from fmnist_lab.sweep.launchers.checks import check_cluster, check_size
 from fmnist_lab.system import signals
 
 if TYPE_CHECKING:

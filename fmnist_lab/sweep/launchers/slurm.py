@@ -29,8 +29,8 @@ from fmnist_lab.sweep.launchers.base import (
     JobRunner,
     JobSource,
     Number,
-    check_cluster,
 )
+from fmnist_lab.sweep.launchers.checks import check_cluster
 
 if TYPE_CHECKING:
     import submitit

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from fmnist_lab.errors import UserError
-from fmnist_lab.sweep.launchers.base import check_size
+from fmnist_lab.sweep.launchers.checks import check_size
 
 if TYPE_CHECKING:
     from fmnist_lab.sweep.launchers.slurm import SlurmOptions

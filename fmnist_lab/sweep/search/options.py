@@ -16,6 +16,7 @@ from fmnist_lab.sweep.search.rungs import rungs
 from fmnist_lab.sweep.search.space import Space
 from fmnist_lab.sweep.search.trials import MOST_FINALS
 from fmnist_lab.texts import counted
+from fmnist_lab.tracking.choice import is_better_higher
 
 Direction = Literal["maximize", "minimize"]
 # The metrics of the images that are held out; all others are no measure to choose by. Those of
@@ -86,7 +87,7 @@ class SearchOptions(Section):
         given = self.direction
         directions = given if isinstance(given, list) else [given] * len(names)
         return {
-            name: direction or _direction(name)
+            name: direction or ("maximize" if is_better_higher(name) else "minimize")
             for name, direction in zip(names, directions, strict=False)
         }
 
@@ -105,11 +106,6 @@ class SearchOptions(Section):
         """Return the options that make two searches the same; a longer one is the same."""
         aside = {"n_trials", "timeout", "finals"}
         return {key: value for key, value in self.model_dump().items() if key not in aside}
-
-
-def _direction(metric: str) -> Direction:
-    """Return which way a metric gets better."""
-    return "maximize" if metric.startswith("accuracy/") and "gap" not in metric else "minimize"
 
 
 def check(options: SearchOptions, space: Space) -> None:
