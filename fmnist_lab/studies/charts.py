@@ -52,7 +52,6 @@ BARS = "Bars: 95 % intervals (t) of the means of {} runs."
 BANDS = BARS.replace("Bars", "Bands")
 JACKKNIFE = "Bars: 95 % intervals (jackknife, t) from {} runs."
 MOST_PANELS = 6
-MOST_TICKS = 9  # Of a logarithmic axis, as far as its labels have room.
 GIVEN = " Accuracy gap: by the labels trained on, wrong ones among them."
 
 
@@ -162,7 +161,7 @@ def _over_numbers(
     scale = {"type": "log" if is_geometric else "linear", "zero": False, "nice": False}
     # A count of ticks beside their values would leave every other one out, and a format of the axis
     # itself would round 64 to 60 where the ticks are 20 apart.
-    ticks: dict[str, Any] = {"values": _spread_out(levels) if is_geometric else list(levels)}
+    ticks: dict[str, Any] = {"values": vega.spread_out(levels) if is_geometric else list(levels)}
     if len(levels) > MOST_GROUPS + 1 and not is_geometric:
         ticks = {"tickCount": 5}
     labels = {"labelExpr": vega.NUMBER, "labelOverlap": "greedy", "labelSeparation": 5}
@@ -178,17 +177,6 @@ def _over_numbers(
     encoding = {"x": x, "color": {"value": HUES.get(metric, BLUE)}}
     sizes = {"width": 200, "height": 150}
     return {"data": vega.data(records), "encoding": encoding, "layer": layers, **sizes}
-
-
-def _spread_out(levels: Sequence[float]) -> list[float]:
-    """Return some of many increasing levels above 0, far enough apart on a logarithmic axis."""
-    step = (levels[-1] / levels[0]) ** (1 / MOST_TICKS)
-    kept = [levels[0]]
-    for level in levels:
-        # 1.01: equal steps differ in their last bits.
-        if level * 1.01 >= kept[-1] * step:
-            kept.append(level)
-    return kept
 
 
 def _rows(

@@ -28,6 +28,7 @@ LEAST_SPAN = 0.01  # Of a scale, else noise between settings would look like som
 ENDS = ("mean", "low", "high")
 LARGEST_PNG = 250_000
 MOST_GROUPS = 12  # Labels and colours; more of them say nothing any more.
+MOST_TICKS = 9  # Of a logarithmic axis, as far as its labels have room.
 LOOK = {
     # Of one width; vl-convert brings the first along.
     "font": "Liberation Sans, Arial, Helvetica, sans-serif",
@@ -202,3 +203,14 @@ def has_text(levels: Iterable[Any]) -> bool:
 def capital(name: str) -> str:
     """Return a name with a capital, as the title of an axis."""
     return f"{name[:1].upper()}{name[1:]}"
+
+
+def spread_out(levels: Sequence[float]) -> list[float]:
+    """Return some of many increasing levels above 0, far enough apart on a logarithmic axis."""
+    step = (levels[-1] / levels[0]) ** (1 / MOST_TICKS)
+    kept = [levels[0]]
+    for level in levels:
+        # 1.01: equal steps differ in their last bits.
+        if level * 1.01 >= kept[-1] * step:
+            kept.append(level)
+    return kept
