@@ -14,12 +14,14 @@ from pathlib import Path
 import cloudpickle
 import numpy as np
 import pytest
+from doors import one_line
 
 import fmnist_lab as lab
 from fmnist_lab import tracking
 from fmnist_lab.api.pictures import Pictures
 from fmnist_lab.data import of_arrays
 from fmnist_lab.evaluation import confidence
+from fmnist_lab.runs.__main__ import app as verbs
 from fmnist_lab.tracking import tables
 
 TINY = ("data.train_limit=500", "data.test_limit=200", "trainer.epochs=2")
@@ -248,7 +250,7 @@ def test_what_a_database_is_asked_directly_is_what_mlflow_answers(swept, here):
         lab.runs("params.a = 1")
 
 
-def test_a_model_of_ones_own(backend, real_data, hydra_here):
+def test_a_model_of_ones_own(backend, real_data, hydra_here, capsys):
     """It takes images divided by 255, as in the tutorial."""
     import keras
 
@@ -282,6 +284,9 @@ def test_a_model_of_ones_own(backend, real_data, hydra_here):
     np.testing.assert_array_equal(kept.predict(image), run.predict(image[None])[0])
     assert kept.figures["prediction_0"].png == run.figures["prediction_0"].png
     assert math.isfinite(lab.runs(run.name)[0].gap)
+    with pytest.raises(SystemExit):
+        verbs(["again", "mine", "seed=1"])
+    assert "which keeps no config, as it is of lab.train" in one_line(capsys.readouterr().err)
 
 
 def test_a_model_of_ones_own_sees_pixels_in_its_scale(backend, real_data, hydra_here, tmp_path):

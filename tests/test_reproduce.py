@@ -38,7 +38,9 @@ def _composed(overrides: tuple[str, ...]) -> dict:
 
 def rebuilt(kept: dict | str, *allowed: str, old: RunRef = OLD) -> config.Config:
     text = kept if isinstance(kept, str) else OmegaConf.to_yaml(OmegaConf.create(kept))
-    return verb.rebuild(STORE, old, text.encode(), allowed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(earlier.tracking, "read_file", lambda *_: text.encode())
+        return verb.rebuild(STORE, old, allowed)
 
 
 def refusal(kept: dict | str, *allowed: str, old: RunRef = OLD) -> str:
@@ -375,8 +377,10 @@ def test_again_refuses_in_one_sentence(store, capsys, words, said):
     assert said in one_line(capsys.readouterr().err)
 
 
-def test_a_config_that_could_do_anything_is_not_composed():
+def test_a_config_that_could_do_anything_is_not_composed(monkeypatch):
     kept = OmegaConf.create(values())
     OmegaConf.update(kept, "model._target_", "os.system")
+    text = OmegaConf.to_yaml(kept).encode()
+    monkeypatch.setattr(earlier.tracking, "read_file", lambda *_: text)
     with pytest.raises(UserError, match="save its config in a file"):
-        earlier.parse(OmegaConf.to_yaml(kept).encode(), OLD, mend=earlier.SAVE)
+        earlier.read(STORE, OLD, mend=earlier.SAVE)

@@ -91,7 +91,7 @@ def test_images(
 
 def _data_of(store: tracking.Store, run: tracking.RunRef) -> data.Dataset:
     """Return the data set of a run. Nothing of its config is built but that."""
-    values = kept.parse(tracking.read_file(store, run.run_id, "config.yaml"), run, allowed=None)
+    values = kept.read(store, run, allowed=None)
     section = schema.check_section(schema.sections(values)["data"], values["data"], "data.")
     assert isinstance(section, schema.Data)
     seed = values.get("seed")

@@ -50,8 +50,7 @@ def look_up(uri: str, store: str | None) -> dict[str, Any]:
     """
     place = tracking.Store.locate(store, for_writing=False)
     old = tracking.look_up(place, uri.removeprefix(URI).strip("/"))
-    text = tracking.read_file(place, old.run_id, "config.yaml") if old.job else b""
-    values = parse(text, old, mend=SAVE)
+    values = read(place, old, mend=SAVE)
     # Hydra's own keys and a list of defaults would be taken over as well.
     if unknown := sorted(set(values) - set(Config.model_fields)):
         raise UserError(
@@ -62,22 +61,36 @@ def look_up(uri: str, store: str | None) -> dict[str, Any]:
     return values | {"tracking": here}
 
 
-def parse(
-    text: bytes, old: tracking.RunRef, allowed: Sequence[str] | None = (), mend: str = ALLOW
+def read(
+    store: tracking.Store,
+    old: tracking.RunRef,
+    allowed: Sequence[str] | None = (),
+    mend: str = ALLOW,
 ) -> dict[str, Any]:
     """Return the values in a run's config.yaml, without what says where to read and write.
 
     Args:
-        text: What the file holds.
+        store: Where the run is.
         old: The run.
         allowed: Targets beyond `TRUSTED` that may be built; None: none will be, so that any may be
             named.
         mend: What a user can do about another target, with {} for its name.
 
     Raises:
-        UserError: The text is no config, or it names a target that is not allowed.
+        UserError: The run has not trained a model or keeps no config, or its config cannot be
+            read or names a target that is not allowed.
     """
     tracking.check_trains(old)
+    try:
+        text = tracking.read_file(store, old.run_id, "config.yaml")
+    except UserError:
+        if "config.hash" in tracking.facts(store, old.run_id)["tags"]:
+            raise
+        raise UserError(
+            f"received '{old.name}' ({old.run_id}), which keeps no config, as it is of lab.train, "
+            "with a model and data of your own; expected a run of python -m fmnist_lab.run or "
+            "lab.run"
+        ) from None
     where = f"run {old.run_id}: its config.yaml"
     try:
         tracking.check_yaml(text)

@@ -92,8 +92,7 @@ def _measure(
     configs = {}
     for run in side.ids:
         old = tracking.look_up(store, run)
-        text = tracking.read_file(store, run, "config.yaml") if old.job else b""
-        configs[run] = rebuild(store, old, text, allow)
+        configs[run] = rebuild(store, old, allow)
     from fmnist_lab.jobs.confidence import measure
     from fmnist_lab.training import runtime
 

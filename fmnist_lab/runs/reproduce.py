@@ -73,9 +73,8 @@ def reproduce(
                     "command with resume=true makes them again"
                 )
             tags = tracking.facts(place, old.run_id)["tags"]
-            text = tracking.read_file(place, old.run_id, "config.yaml") if old.job else b""
         config = with_threads(
-            rebuild(place, old, text, allow), threads, resume.values(tags, "threads")[-1]
+            rebuild(place, old, allow), threads, resume.values(tags, "threads")[-1]
         )
         console = printout(piped=120)
         command = tags.get("mlflow.source.name", "an unknown command")
@@ -109,22 +108,19 @@ def _train(
         return tracking.known(store, old.experiment, f"tags.reproduces = '{old.run_id}'")[0]
 
 
-def rebuild(
-    store: tracking.Store, old: tracking.RunRef, text: bytes, allowed: Sequence[str]
-) -> Config:
+def rebuild(store: tracking.Store, old: tracking.RunRef, allowed: Sequence[str]) -> Config:
     """Return the config that a run was made with, to be trained again into the same experiment.
 
     Args:
         store: Where the run is, and the new one will be.
         old: The run.
-        text: Its config.yaml.
         allowed: Targets beyond `kept.TRUSTED` that may be built.
 
     Raises:
         UserError: The run has not trained a model, or its config is not what this version
             understands, or names a target that is not allowed.
     """
-    values = kept.parse(text, old, allowed)
+    values = kept.read(store, old, allowed)
     here = {"kind": "local", "uri": store.uri, "experiment": old.experiment}
     values |= {"tracking": here, "name": f"{old.name} again"}
     try:
