@@ -9,8 +9,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
+from pkgutil import iter_modules
 
 import numpy as np
 import pytest
@@ -46,14 +47,18 @@ def keep_contract(name: str) -> None:
         )
 
 
-PUBLIC = [
-    name
-    for name, function in inspect.getmembers(compat, inspect.isfunction)
-    if function.__module__.startswith(compat.__name__)
-]
+PARTS = [import_module(f"{compat.__name__}.{each.name}") for each in iter_modules(compat.__path__)]
+PUBLIC = sorted(
+    {
+        name
+        for module in (compat, *PARTS)
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__.startswith(compat.__name__) and not name.startswith("_")
+    }
+)
 
 
-@pytest.mark.parametrize("name", [*PUBLIC, "pass_over_byte_order_marks", "add_override_function"])
+@pytest.mark.parametrize("name", PUBLIC)
 def test_the_name_is_where_it_was(name):
     if name == "replace_ray_messages":
         pytest.importorskip("ray")

@@ -132,3 +132,6 @@ def test_a_calibrated_model_is_left_nearly_as_it_is():
     assert confidence.fit(true.astype(np.float32), labels).temperature == pytest.approx(1, rel=0.05)
     too_sure = confidence.scaled(true.astype(np.float32), 0.5)
     assert confidence.fit(too_sure, labels).temperature == pytest.approx(2, rel=0.1)
+    few = too_sure[:499], labels[:499]
+    assert confidence.fit(*few).temperature == 1
+    assert confidence.fit(too_sure, too_sure.argmax(axis=1)).temperature == 1

@@ -282,9 +282,13 @@ def test_a_run_of_another_experiment_keeps_what_it_has(store, asked, before):
     left.remove()
 
 
+@pytest.mark.parametrize("experiment", ["", "3"])
 @pytest.mark.parametrize("status", [Status.FINISHED, Status.PAUSED])
-def test_a_store_that_is_away_keeps_nothing_from_its_end(asked, status, tmp_path, monkeypatch):
+def test_a_store_that_is_away_keeps_nothing_from_its_end(
+    asked, status, experiment, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
     with socket.socket() as nobody_listens:
         nobody_listens.bind(("127.0.0.1", 0))
         store = Store.locate(f"http://127.0.0.1:{nobody_listens.getsockname()[1]}")

@@ -163,6 +163,15 @@ def test_the_end_of_a_training_says_whose_weights_the_model_has(stopped, chosen,
 )
 def test_a_temperature_is_told_by_what_it_means(temperature, said):
     figures = {"temperature": temperature, "ece": 0.04, "ece_scaled": 0.01}
-    told = verdicts.on_confidence({f"calibration/{name}": each for name, each in figures.items()})
+    told = verdicts.on_confidence(
+        {f"calibration/{name}": each for name, each in figures.items()}, 500
+    )
     assert f"it is {said}. With that temperature" in told
     assert told.endswith("on the test images is 0.0100 instead of 0.0400.")
+
+
+def test_too_few_images_for_a_temperature_are_told():
+    figures = {"temperature": 1.0, "ece": 0.04, "ece_scaled": 0.04}
+    metrics = {f"calibration/{name}": each for name, each in figures.items()}
+    told = verdicts.on_confidence(metrics, 60)
+    assert "60 validation images are too few to fit a temperature" in told

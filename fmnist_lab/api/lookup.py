@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from fmnist_lab import tracking
 from fmnist_lab.api.collection import Runs
 from fmnist_lab.errors import raised
 from fmnist_lab.system import process
-
-if TYPE_CHECKING:
-    pass
 
 
 @process.store_as_found()

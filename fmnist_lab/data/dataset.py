@@ -229,7 +229,10 @@ def of_arrays(
     """
     images = np.asarray(train_images), np.asarray(test_images)
     given = [np.asarray(each) for each in (train_labels, test_labels)]
-    if any(each.ndim == 2 and each.shape[1] > 1 for each in given):
+    if any(
+        each.ndim == 2 and each.shape[1] > 1 and len(each) == len(some)
+        for some, each in zip(images, given, strict=True)
+    ):
         raise UserError(
             f"received labels of shapes {given[0].shape} and {given[1].shape}, one column for each "
             "class, expected one whole number for each image; labels.argmax(axis=1) makes them so"

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CALIBRATION = "calibration.json"
+MOST_BYTES = 100_000  # It has some hundred.
 # Keras clips at 1e-7, which caps the loss of one image at 16.1 nats. The confident mistakes of an
 # overfitted model go beyond that, and they are what its loss gap is made of. What is left to clip
 # here is what float32 cannot tell from 0: at most 87.3 nats an image.
@@ -49,7 +50,11 @@ class Scaling:
         if not file.is_file():
             return None
         try:
-            return cls.of(json.loads(file.read_bytes()))
+            with file.open("rb") as stream:
+                content = stream.read(MOST_BYTES + 1)
+            if len(content) > MOST_BYTES:
+                raise ValueError(f"expected no more than {MOST_BYTES:,} bytes")
+            return cls.of(json.loads(content))
         except (ValueError, RecursionError) as error:
             raise ValueError(f"its {CALIBRATION} is damaged: {error}") from None
 

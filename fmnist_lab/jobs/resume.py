@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -307,25 +308,37 @@ def supersede(store: tracking.Store, config: Config, member: Membership | None =
         config: A checked config.
         member: The place of that run in a sweep, if it is in one.
     """
-    here = tracking.experiment_name(store, config.tracking.experiment)
-    for folder in folders_of(store.unfinished, config.identity()):
-        events = read_events(folder)
-        runs = [event for event in events if isinstance(event, Opened)]
-        if not all(store.is_at(run.store) and run.experiment in (here, None) for run in runs):
-            continue
-        is_paused = bool(runs) and is_at_rest(events) and not is_finished(events)
-        try:
-            if is_paused:
-                known = tracking.known(store, here, f"attributes.run_id = '{runs[-1].id}'")
-                if any(_waits_for_its_search(run, member) for run in known):
-                    continue
-            if _remove(folder) and is_paused:
-                # A run without its state will not go on.
-                tracking.end(store, runs[-1].id, "KILLED")
-        except UserError:
-            # The store is away. The run that has answered the config is over and kept whatever
-            # happens to what is left of others.
-            return
+    # The run that has answered the config is over, and kept whatever happens to the others.
+    with suppress(UserError):
+        here = tracking.experiment_name(store, config.tracking.experiment)
+        for folder in folders_of(store.unfinished, config.identity()):
+            events = read_events(folder)
+            runs = [event for event in events if isinstance(event, Opened)]
+            if not all(store.is_at(run.store) and run.experiment in (here, None) for run in runs):
+                continue
+            if runs and is_at_rest(events) and not is_finished(events):
+                _remove_paused(store, here, folder, runs[-1].id, member)
+            else:
+                _remove(folder)
+
+
+def _remove_paused(
+    store: tracking.Store, experiment: str, folder: Path, run_id: str, member: Membership | None
+) -> None:
+    """Remove the scratch folder of a paused run, unless its search may go on with it."""
+    known = tracking.known(store, experiment, f"attributes.run_id = '{run_id}'")
+    if any(_waits_for_its_search(run, member) for run in known):
+        return
+    scratch = _reclaim_if_idle(folder)
+    if scratch is None:
+        return
+    try:
+        # A run without its state will not go on. A store that is away by now keeps its state.
+        tracking.end(store, run_id, "KILLED")
+    except UserError:
+        scratch.release()
+        raise
+    scratch.remove()
 
 
 def _reclaim_if_idle(folder: Path) -> Journal | None:

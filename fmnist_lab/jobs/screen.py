@@ -235,7 +235,7 @@ class Screen:
         self.console.print()
         self.console.print(verdict(metrics, self.dataset))
         if "calibration/temperature" in metrics:
-            self.console.print(f"\n{on_confidence(metrics)}")
+            self.console.print(f"\n{on_confidence(metrics, len(self.dataset.validation_labels))}")
 
 
 class TrainingDisplay:

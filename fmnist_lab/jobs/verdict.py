@@ -1,4 +1,4 @@
-"""What the figures of a model mean, in plain words."""
+"""Sentences on what the figures of a model mean."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fmnist_lab import evaluation
+from fmnist_lab.evaluation.confidence import FEWEST_IMAGES
 
 if TYPE_CHECKING:
     from fmnist_lab.data.dataset import Dataset
 
-SLIGHT = 0.05  # A temperature so near to 1 changes no probability by more than some 0.01.
+SLIGHT = 0.05  # A temperature so near to 1 changes no probability by more than some 0.03.
 
 
 def verdict(metrics: Mapping[str, float], dataset: Dataset) -> str:
@@ -59,9 +60,19 @@ def verdict(metrics: Mapping[str, float], dataset: Dataset) -> str:
     )
 
 
-def on_confidence(metrics: Mapping[str, float]) -> str:
-    """Say how far a model's confidence can be trusted; the metrics are those of its last epoch."""
+def on_confidence(metrics: Mapping[str, float], validation: int) -> str:
+    """Say how far a model's confidence can be trusted.
+
+    Args:
+        metrics: Those of its last epoch.
+        validation: Number of its validation images.
+    """
     temperature = metrics["calibration/temperature"]
+    if validation < FEWEST_IMAGES:
+        return (
+            f"Its confidence: {validation:,} validation images are too few to fit a temperature. "
+            f"The calibration error (ECE) on the test images is {metrics['calibration/ece']:.4f}."
+        )
     sure = "too sure of itself" if temperature > 1 else "not sure enough of itself"
     if abs(temperature - 1) < SLIGHT:
         sure = "about as sure of itself as it should be"

@@ -25,7 +25,7 @@ from fmnist_lab.photographs.files import opened
 from fmnist_lab.photographs.objects import (
     GREY,
     Array,
-    Found,
+    FoundObject,
     border_of,
     find,
     longest,
@@ -132,7 +132,7 @@ def _on_one_colour(picture: Image.Image, alpha: Image.Image | None) -> Image.Ima
 
 
 def _seen(
-    picture: Image.Image, found: Found, size: tuple[int, int], colour: bool
+    picture: Image.Image, found: FoundObject, size: tuple[int, int], colour: bool
 ) -> NDArray[np.uint8]:
     """Return the pixels that a model sees, uint8 size or (*size, 3)."""
     left, top, right, bottom = found.box

@@ -48,7 +48,7 @@ class Surface(NamedTuple):
         return colours
 
 
-class Found(NamedTuple):
+class FoundObject(NamedTuple):
     """Where the object is, in pixels of the picture, and what surrounds it."""
 
     box: Box
@@ -57,7 +57,7 @@ class Found(NamedTuple):
     is_light: bool
 
 
-def find(picture: Image.Image, alpha: Image.Image | None) -> Found:
+def find(picture: Image.Image, alpha: Image.Image | None) -> FoundObject:
     """Find the object of a picture.
 
     Raises:
@@ -75,7 +75,7 @@ def find(picture: Image.Image, alpha: Image.Image | None) -> Found:
         shown = alpha.point(lambda level: 255 * (level > 25)).getbbox()
         if shown is None:
             raise NoObject("the picture is transparent everywhere; expected one of an object")
-        return Found(shown, background, noise, is_light)
+        return FoundObject(shown, background, noise, is_light)
     box = _box(above, noise, whole)
     if longest(box) < 0.7 * max(picture.size):
         # Once more, close to it, for the sake of its edges.
@@ -85,7 +85,7 @@ def find(picture: Image.Image, alpha: Image.Image | None) -> Found:
         part = shrunk(picture.crop((left, top, right, bottom)), COARSE)
         around = background.over((left, top, right, bottom), part.size, picture.size)
         box = _box(np.asarray(part, np.float32) - around, noise, (left, top, right, bottom))
-    return Found(box, background, noise, is_light)
+    return FoundObject(box, background, noise, is_light)
 
 
 def longest(box: Box) -> float:

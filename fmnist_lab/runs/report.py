@@ -66,10 +66,10 @@ def report(
 
 
 class SummedUp(NamedTuple):
-    """What is to be said of runs.
+    """The report of runs, for the terminal and for a folder.
 
     Attributes:
-        told: What is printed.
+        told: Tables and sentences for the terminal.
         write: Writes the report into a folder, with a title and a command; returns the files.
         winner: Of a search, the command that trains the winner, "" if there is none; None of other
             runs.

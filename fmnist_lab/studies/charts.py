@@ -161,8 +161,10 @@ def _over_numbers(
     scale = {"type": "log" if is_geometric else "linear", "zero": False, "nice": False}
     # A count of ticks beside their values would leave every other one out, and a format of the axis
     # itself would round 64 to 60 where the ticks are 20 apart.
-    ticks: dict[str, Any] = {"values": vega.spread_out(levels) if is_geometric else list(levels)}
-    if len(levels) > MOST_GROUPS + 1 and not is_geometric:
+    ticks: dict[str, Any] = {"values": list(levels)}
+    if is_geometric:
+        ticks = vega.logarithmic_ticks(levels)
+    elif len(levels) > MOST_GROUPS + 1:
         ticks = {"tickCount": 5}
     labels = {"labelExpr": vega.NUMBER, "labelOverlap": "greedy", "labelSeparation": 5}
     axis: dict[str, Any] = labels | ticks

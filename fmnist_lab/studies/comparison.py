@@ -34,7 +34,7 @@ from fmnist_lab.studies.differences import (
     Difference,
     Side,
     differences_of,
-    listed,
+    values_in_words,
 )
 from fmnist_lab.studies.frames import (
     ACCURACIES,
@@ -321,7 +321,7 @@ def _tally(metric: str, matches: Sequence[Match]) -> str:
 
 def _nothing_in_common(a: Study, b: Study, within: Sequence[str]) -> str:
     def described(study: Study, side: str) -> str:
-        values = [f"{name}={listed(study.used.get(name, [None]))}" for name in within]
+        values = [f"{name}={values_in_words(study.used.get(name, [None]))}" for name in within]
         return f"{side} has {', '.join(values)}"
 
     return (

@@ -76,7 +76,7 @@ def differences_of(a: Side, b: Side, within: Sequence[str]) -> tuple[list[Differ
     """
     names = [name for name in (*a.study.used, *b.study.used) if is_parameter(name)]
     values = {
-        name: [listed(side.study.used.get(name, [None])) for side in (a, b)]
+        name: [values_in_words(side.study.used.get(name, [None])) for side in (a, b)]
         for name in (*sorted(set(names) - set(within)), *SEEDS)
     }
     found = [
@@ -85,7 +85,9 @@ def differences_of(a: Side, b: Side, within: Sequence[str]) -> tuple[list[Differ
     same = []
     for kind, tags in KINDS.items():
         sides = {
-            shown_as: [listed(_tag(each, tag) for each in side.tags.values()) for side in (a, b)]
+            shown_as: [
+                values_in_words(_tag(each, tag) for each in side.tags.values()) for side in (a, b)
+            ]
             for tag, shown_as in tags.items()
         }
         differing = [
@@ -103,6 +105,6 @@ def _tag(tags: Mapping[str, str], name: str) -> str | None:
     return value[:10] if value and long else value
 
 
-def listed(values: Iterable[Any]) -> str:
+def values_in_words(values: Iterable[Any]) -> str:
     """Return values in words."""
     return ", ".join(MISSING if value is None else shown(value) for value in ordered(values))

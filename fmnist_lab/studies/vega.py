@@ -28,7 +28,8 @@ LEAST_SPAN = 0.01  # Of a scale, else noise between settings would look like som
 ENDS = ("mean", "low", "high")
 LARGEST_PNG = 250_000
 MOST_GROUPS = 12  # Labels and colours; more of them say nothing any more.
-MOST_TICKS = 9  # Of a logarithmic axis, as far as its labels have room.
+MOST_TICKS = 7  # Of a logarithmic axis with many levels; their labels are no longer than that:
+LONGEST_TICK = 5
 LOOK = {
     # Of one width; vl-convert brings the first along.
     "font": "Liberation Sans, Arial, Helvetica, sans-serif",
@@ -205,12 +206,19 @@ def capital(name: str) -> str:
     return f"{name[:1].upper()}{name[1:]}"
 
 
-def spread_out(levels: Sequence[float]) -> list[float]:
-    """Return some of many increasing levels above 0, far enough apart on a logarithmic axis."""
+def logarithmic_ticks(levels: Sequence[float]) -> dict[str, Any]:
+    """Return the ticks of a logarithmic axis: the levels, as far as their labels have room.
+
+    Args:
+        levels: The settings' values, increasing and above 0.
+    """
+    if len(levels) <= MOST_TICKS:
+        return {"values": list(levels)}
+    if any(len(f"{level:.12g}") > LONGEST_TICK for level in levels):
+        return {"tickCount": 5}
     step = (levels[-1] / levels[0]) ** (1 / MOST_TICKS)
     kept = [levels[0]]
-    for level in levels:
-        # 1.01: equal steps differ in their last bits.
-        if level * 1.01 >= kept[-1] * step:
+    for level in levels[1:-1]:
+        if kept[-1] * step <= level <= levels[-1] / step:
             kept.append(level)
-    return kept
+    return {"values": [*kept, levels[-1]]}

@@ -1,4 +1,4 @@
-"""What the store and this machine tell of the jobs of a command before any is begun."""
+"""Jobs of a command, with all that the store and this machine tell of them before any is begun."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Planned:
         return self.cost.fixed + self.epochs * self.cost.epoch if self.cost else 0.0
 
 
-class Known:
+class KnownJobs:
     """Everything that the store and the machine tell of jobs, asked once.
 
     Args:

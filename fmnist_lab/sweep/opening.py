@@ -63,7 +63,7 @@ def checked_plan(config: DictConfig) -> tuple[Plan, list[Checked], Search | None
     return planned, checked, search
 
 
-class Opened(NamedTuple):
+class OpenedSweep(NamedTuple):
     """The place of a sweep's results.
 
     Attributes:
@@ -87,7 +87,7 @@ def opened(
     *,
     name: str,
     here: bool,
-) -> Opened:
+) -> OpenedSweep:
     """Open the parent run of a sweep.
 
     Args:
@@ -105,7 +105,7 @@ def opened(
     if tracked.kind == "none":
         folder = Path(tempfile.mkdtemp(prefix="fmnist_lab-sweep-"))
         _have_a_folder(config, folder)
-        return Opened(None, folder, code)
+        return OpenedSweep(None, folder, code)
     store = tracking.Store.locate(tracked.uri)
     _have_a_folder(config, store.unfinished.with_name("hydra"))
     tags = _tags(planned, search, code)
@@ -136,7 +136,7 @@ def opened(
     if search:
         found_at = {tracking.FOLDER_TAG: str(folder), "host": tags["host"]}
         tracking.tag(store, parent.id, found_at)
-    return Opened(parent, folder, code, note)
+    return OpenedSweep(parent, folder, code, note)
 
 
 def _tags(planned: Plan, search: Search | None, code: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from rich.markup import escape
 from fmnist_lab.config import naming
 from fmnist_lab.config.schema import Config, IdxData
 from fmnist_lab.sweep import times
-from fmnist_lab.sweep.known import BEGUN, FINISHED, IN_PROGRESS, Known, Planned, size_of_data
+from fmnist_lab.sweep.known import BEGUN, FINISHED, IN_PROGRESS, KnownJobs, Planned, size_of_data
 from fmnist_lab.sweep.opening import checked_plan
 from fmnist_lab.sweep.plan import Plan, job_configs
 from fmnist_lab.sweep.search.control import Search
@@ -42,7 +42,7 @@ def show_run(config: Config) -> dict[str, float]:
     Raises:
         UserError: The store cannot be read.
     """
-    known = Known([config], config.tracking, None)
+    known = KnownJobs([config], config.tracking, None)
     name = naming.run_name(config)
     if config.job.name == "evaluate":
         name = config.name or f"evaluate {config.model_uri}"
@@ -83,7 +83,7 @@ def show_sweep(config: DictConfig) -> None:
         return
     configs = job_configs(config, planned, checked, composing=MOST_COMPOSED)
     configs += [None] * (len(planned.jobs) - len(configs))
-    known = Known(configs, tracked, threads)
+    known = KnownJobs(configs, tracked, threads)
     names = [naming.job_name(job, list(planned.axes)) for job in planned.jobs]
     jobs = [known.job(*each) for each in zip(names, configs, strict=True)]
     axes = "  ".join(f"{axis}={values}" for axis, values in planned.axes.items())
@@ -121,7 +121,7 @@ def _show_search(
         probes: Configs of trials.
         search: The search; None of a sweeper that is none of ours.
     """
-    known = Known(probes, probes[0].tracking, config.hydra.launcher.get("threads"))
+    known = KnownJobs(probes, probes[0].tracking, config.hydra.launcher.get("threads"))
     dearest = search.dearest(lambda each: known.job("", each).seconds) if search else probes[0]
     job = known.job(naming.run_name(dearest), dearest)
     assert job.cost is not None
@@ -159,7 +159,7 @@ def _show_search(
     _end(console)
 
 
-def _trials_before(config: DictConfig, known: Known, sweep_hash: str) -> Trials:
+def _trials_before(config: DictConfig, known: KnownJobs, sweep_hash: str) -> Trials:
     """Return the trials of the search that resume=true goes on with; none if it is elsewhere."""
     if known.store is None:
         return Trials()

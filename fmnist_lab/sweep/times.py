@@ -9,7 +9,7 @@ from statistics import mean, median
 
 from fmnist_lab.config.schema import Config
 from fmnist_lab.sweep.estimate import makespan
-from fmnist_lab.sweep.known import FINISHED, Known, Planned
+from fmnist_lab.sweep.known import FINISHED, KnownJobs, Planned
 from fmnist_lab.sweep.search import rungs
 from fmnist_lab.sweep.search.control import Search
 from fmnist_lab.texts import counted, duration
@@ -63,7 +63,7 @@ def of_run(job: Planned) -> str:
 
 
 def of_search(
-    known: Known,
+    known: KnownJobs,
     search: Search,
     dearest: Planned,
     left: Left,
@@ -120,7 +120,7 @@ def _on_all_images(job: Planned) -> Config:
 
 
 def of_sweep(
-    jobs: Sequence[Planned], known: Known, workers: int | None, resume: bool, shared: bool
+    jobs: Sequence[Planned], known: KnownJobs, workers: int | None, resume: bool, shared: bool
 ) -> str:
     """Return the time of a sweep in words; with `shared`, jobs go on from shorter ones' epochs."""
     past = history.past_sweeps(known.store, known.host) if known.store else []

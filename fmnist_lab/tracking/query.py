@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fmnist_lab import compat
 from fmnist_lab.errors import UserError
@@ -16,9 +16,6 @@ from fmnist_lab.tracking.client import asking, client_of
 from fmnist_lab.tracking.events import Status
 from fmnist_lab.tracking.failures import asks
 from fmnist_lab.tracking.store import Store, check_active
-
-if TYPE_CHECKING:
-    pass
 
 SWEEP_TAG = "sweep."
 SEARCH_TAG = "search.facts"  # of the parent run of a search
@@ -242,11 +239,14 @@ def look_up(store: Store, word: str, *, deleted: bool = False) -> RunRef:
         place = f"the trash of {store.uri}" if deleted else store.uri
         problem = f"means several runs: {known}" if found else f"is no run in {place}"
         mend = "" if deleted else f"; {store.command('runs', 'list', '--all')} shows them"
+        trashed = None
         if not (found or deleted):
             with suppress(UserError):
                 trashed = look_up(store, word, deleted=True)
-                problem = f"is in the trash of {store.uri}"
-                mend = f"; {store.command('runs', 'restore', trashed.run_id)} brings it back"
+        # The beginning of an id in the trash may be a mistyped name.
+        if trashed and word in (trashed.run_id, trashed.name):
+            problem = f"is in the trash of {store.uri}"
+            mend = f"; {store.command('runs', 'restore', trashed.run_id)} brings it back"
         raise UserError(
             f"received '{line(word, NAME_LENGTH)}', which {problem}; expected a run's id, the "
             f"beginning of one, or a name that only one run has{mend}"

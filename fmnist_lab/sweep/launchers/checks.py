@@ -1,17 +1,13 @@
-"""What the launchers that use other machines refuse before anything is begun."""
+"""Checks before anything is begun, of the launchers that use other machines."""
 
 from __future__ import annotations
 
 import importlib
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from fmnist_lab.config.schema import SERVERS, Tracking
 from fmnist_lab.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_cluster(option: str, library: str, extra: str, tracking: Tracking) -> None:
