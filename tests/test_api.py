@@ -227,6 +227,8 @@ def test_runs_are_chosen_compared_and_reported(swept, here, tmp_path):
     assert both.summary()["runs"].tolist() == [1, 1]
     report = swept.report(tmp_path / "report", title="Rates")
     assert {file.name for file in report.files} >= {"results.csv", "report.html"}
+    with pytest.raises(lab.UserError, match="nonsense"):
+        swept.report(axes=("nonsense", "seed"))
     assert "1 run is in no mean" in report.text or "FAILED" in report.text
     assert swept.figures["by_parameter"].png.startswith(b"\x89PNG")
     assert "data:image/png" in swept.figures._repr_html_()

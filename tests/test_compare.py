@@ -11,7 +11,10 @@ from scipy import stats
 
 from fmnist_lab import tracking
 from fmnist_lab.evaluation import power, variance
+from fmnist_lab.evaluation.statistics import Superiority
 from fmnist_lab.runs.__main__ import app
+from fmnist_lab.studies import beyond
+from fmnist_lab.studies.beyond import Beyond
 from fmnist_lab.tracking import Store
 
 IMAGES = 400
@@ -159,6 +162,15 @@ def test_several_runs_are_also_judged_for_new_seeds_and_new_images(say, found, m
     assert "With a new seed for both, A beats B in test accuracy with probability 0.00 [" in said
     assert "A was higher in 0 of 3 pairs of runs" in said
     assert f"is {images['low']:+.4f} to {images['high']:+.4f} for test accuracy." in said
+
+
+def test_several_settings_are_judged_with_the_ends_of_their_intervals():
+    wins = [Superiority(0.8, 0.3, 0.95, 1, 3), Superiority(0.6, 0.2, 0.9, 1, 3)]
+    said = beyond.of_several([*(Beyond(each, None) for each in wins), None])
+    assert said == [
+        "With new seeds, the probability that A beats B in test accuracy is 0.60 to 0.80 in 2 of 3 "
+        "settings; their 95 % intervals reach from 0.20 to 0.95."
+    ]
 
 
 def test_a_run_without_predictions_leaves_new_images_open(say, found, made):

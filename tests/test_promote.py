@@ -265,6 +265,18 @@ def test_a_run_is_named_by_its_model(choices, word):
     assert tracking.run_named(choices.store, word.format(low.run_id)) == low
 
 
+def test_verbs_take_a_registered_model_for_its_run(made, say):
+    made.run("registered", 310)
+    made.run("other", 250)
+    say("promote", "registered", "--name", "verbs")
+    word = "models:/verbs@champion"
+    assert "0.7750" in say("report", word)
+    assert "registered" in say("compare", word, "other")
+    # Runs of this store were never trained, and have no config.
+    for verb, *words in (("again", "seed=1"), ("reproduce",), ("confidence",)):
+        assert "'registered'" in say(verb, word, *words, code=2)
+
+
 def test_a_registered_model_without_its_run_is_refused(choices):
     choices.client.create_registered_model("lonely")
     choices.client.create_model_version("lonely", "file:///nowhere")

@@ -14,7 +14,7 @@ def again(run: str, /, *overrides: str, store: str | None = None) -> None:
     for python -m fmnist_lab.run --config-name runs:/RUN key=value, which takes -m for a sweep.
 
     Args:
-        run: The earlier run: its id, the beginning of its id, or its name.
+        run: The earlier run: its id, the beginning of its id, its name, or models:/NAME@ALIAS.
         overrides: What is to be changed, such as optimizer.learning_rate=0.01 or model=cnn.
         store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
     """

@@ -35,8 +35,8 @@ def report(
     A search is summed up by itself: its best trials, what mattered, and how well the winner does.
 
     Args:
-        sweeps: Sweeps, a search, or runs: ids, beginnings of ids, or names; left out, all that
-            trained.
+        sweeps: Sweeps, a search, or runs: ids, beginnings of ids, names, or models:/NAME@ALIAS;
+            left out, all that trained.
         where: MLflow's filter, such as "params.model = 'mlp' and params.seed = '0'".
         since: Only runs begun since then: 7d, 12h, 2w, or a date such as 2026-11-28.
         axes: The two varied parameters of the heat maps; left out, the two with the most values.

@@ -58,7 +58,7 @@ def reproduce(
     id of the old one.
 
     Args:
-        run: The run: its id, the beginning of its id, or its name.
+        run: The run: its id, the beginning of its id, its name, or models:/NAME@ALIAS.
         store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
         allow: A function or class of your own that the config names; may be repeated.
         threads: Threads to train with; left out, as many as the run had, if this machine has them.
