@@ -133,7 +133,7 @@ def test_a_notebook_is_kept_without_outputs(notebook):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [PAGES[0], PAGES[2]])
+@pytest.mark.parametrize("page", [PAGES[0], PAGES[2], "label_noise.md", "../README.md"])
 def test_the_code_of_a_page_runs(backend, real_data, hydra_here, page, monkeypatch, capsys):
     """In one namespace, from top to bottom; a value behind a line's # is what the line gives."""
     (hydra_here / "examples").symlink_to(ROOT / "examples")

@@ -305,7 +305,7 @@ def test_links_to_a_sweep_show_its_runs_and_compare_them(made):
     assert json.loads(compared["experiments"][0]) == [made.place]
 
 
-# A store with a run for each of the README's questions, and with sweeps
+# A store with a run for each question of docs/questions.md, and with sweeps
 
 QUESTIONS = [
     *("", "trainer.epochs=20", "model.hidden_units=512", "model.hidden_units=[256,128]"),
@@ -322,7 +322,7 @@ SWEPT = "sweep epochs 1,5 × hidden_units 32,512, sgd"  # noqa: RUF001
 
 
 class Asked:
-    """What the README's questions leave in a store, with results of our own making."""
+    """What the questions of docs/questions.md leave in a store, with results of our own making."""
 
     def __init__(self, folder):
         from mlflow import MlflowClient
