@@ -132,6 +132,53 @@ def test_a_notebook_is_kept_without_outputs(notebook):
     assert notebook != "study" or len(code) == 10
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+@pytest.mark.parametrize(
+    ("files", "source", "installed"),
+    [
+        (("../fmnist_lab/__init__.py",), "", ".."),
+        (("fmnist_lab-0.1.0-py3-none-any.whl",), "", "fmnist_lab-0.1.0-py3-none-any.whl"),
+        (
+            ("fmnist_lab-0.1.0-py3-none-any.whl",),
+            "git+https://host/me/lab",
+            "git+https://host/me/lab",
+        ),
+        ((), "", None),
+    ],
+)
+def test_the_first_cell_installs_what_there_is(
+    tmp_path, monkeypatch, notebook, files, source, installed
+):
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    (here := tmp_path / "examples").mkdir()
+    monkeypatch.chdir(here)
+    for file in files:
+        (here / file).parent.mkdir(exist_ok=True)
+        (here / file).touch()
+    cell = next(each for each in code_of(notebook) if each["cell_type"] == "code")
+    code = "".join(cell["source"]).replace('SOURCE = ""', f'SOURCE = "{source}"')
+    asked: list[str] = []
+    found: list[str] = []
+
+    class Shell:
+        def run_line_magic(self, magic, words):
+            asked.append(magic)
+            found.append(words.replace("{found[0]}", names["found"][0]))
+
+    names: dict = {"get_ipython": Shell}
+    code = TransformerManager().transform_cell(code)
+    exec(code, names)  # fmnist_lab is installed here
+    assert found == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    if installed is None:
+        with pytest.raises(ModuleNotFoundError, match="put its repository's address into SOURCE"):
+            exec(code, names)
+    else:
+        exec(code, names)
+        assert (asked, found) == (["pip"], [f"install --quiet {installed}"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [PAGES[0], PAGES[2], "label_noise.md", "../README.md"])
 def test_the_code_of_a_page_runs(backend, real_data, hydra_here, page, monkeypatch, capsys):
