@@ -32,6 +32,8 @@ nitpick_ignore_regex = [
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
+# Quotes in a sentence may be those of a command.
+smartquotes = False
 
 # Docstrings put code into single backticks; what is an object of the API becomes a link.
 default_role = "py:obj"
@@ -50,5 +52,7 @@ html_title = "fmnist_lab"
 html_show_sphinx = False
 html_copy_source = False
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 templates_path = ["_templates"]
 html_additional_pages = {"index": "redirect.html"}
