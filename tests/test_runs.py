@@ -486,7 +486,7 @@ def test_a_list_has_the_columns_that_are_asked_for(ask, asked, columns):
         assert tuple(header.split()) == words
         (line,) = (each for each in lines if each.startswith("h512 e5 s0  "))
         loss = 1 - float(asked.results["h512 e5 s0"][0])
-        assert line.split()[3:6] == ["Adam", f"{loss:.4g}", "FINISHED"]
+        assert line.split()[3:6] == ["Adam", f"{loss:.4f}", "FINISHED"]
         # A sweep has the parameters that all its runs have, and the metrics of its best setting.
         (sweep,) = (each for each in lines if each.startswith(SWEPT))
         assert "  SGD  " in sweep

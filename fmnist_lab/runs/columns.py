@@ -84,7 +84,7 @@ class Listed:
         if metric.startswith("accuracy/"):
             # A value beyond ±1 is no accuracy, whoever has logged it.
             return f"{value:.4f}" if abs(value) <= 1 else ""
-        return f"{value:.4g}"
+        return f"{value:.4f}" if metric.startswith("loss/") else f"{value:.4g}"
 
     @property
     def columns(self) -> set[str]:

@@ -181,8 +181,8 @@ def _asked_table(listed: Sequence[Listed], asked: Sequence[str], width: int) -> 
     """
     table = _empty(width)
     for column in asked:
-        right = "/" in column
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
+        is_number = "/" in column or column == "duration"
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for each in listed:
         values = {column: each.value(column) for column in asked}
         if "run" in values and width < WHOLE_IDS:
