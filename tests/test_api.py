@@ -248,7 +248,7 @@ def test_what_a_database_is_asked_directly_is_what_mlflow_answers(swept, here):
         asked = list(tables.rows(store, "fmnist_lab", where))
         assert read == asked
         assert len(read) > 0
-    with pytest.raises(lab.UserError, match=r"--filter: received 'params\.a = 1 .*', which MLflow"):
+    with pytest.raises(lab.UserError, match=r"--where: received 'params\.a = 1 .*', which MLflow"):
         lab.runs("params.a = 1")
 
 

@@ -3,15 +3,24 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
 import fmnist_lab
+from fmnist_lab import api
 
 ROOT = Path(fmnist_lab.__file__).parents[1]
 PAGES = ("tutorial.md", "tutorial.ko.md", "python.md")
+EVERY = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("experiments/**/*.md")),
+]
 NOTEBOOKS = ("tutorial", "study")
 # Few images, few epochs, in this process: every word that is put in comes first, so that a page's
 # own words still count.
@@ -62,12 +71,38 @@ def test_both_languages_have_the_same_code():
     assert headings[0] == headings[1] == [str(number) for number in range(1, 11)]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", EVERY, ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_a_page_links_to_is_there(page):
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text_of(page)):
-        file = ROOT / "docs" / link
-        assert file.is_file(), link
-        assert not link.endswith(".png") or file.stat().st_size < 100_000, link
+    """On a page of the repository, a link is relative to the page's own folder."""
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (page.parent / link).is_file(), link
+
+
+def test_pictures_of_the_tutorial_are_small():
+    for link in re.findall(r"\]\((figures/.*?)\)", text_of("tutorial.md")):
+        assert (ROOT / "docs" / link).stat().st_size < 100_000, link
+
+
+def test_the_front_page_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
+
+
+@pytest.mark.skipif(find_spec("sphinx") is None, reason="the extra docs is not installed")
+def test_the_site_is_built_without_a_warning(tmp_path):
+    """It has every page, and every link from one page to another leads somewhere."""
+    site = tmp_path / "site"
+    words = f"-m sphinx -q -W --keep-going -c docs -d {tmp_path}/trees . {site}".split()
+    built = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert (built.returncode, built.stdout, built.stderr) == (0, "", "")
+    pages = {page for page in EVERY if page.name != "README.md" or "experiments" in page.parts}
+    made = {site / page.relative_to(ROOT).with_suffix(".html") for page in pages}
+    assert made <= set(site.rglob("*.html"))
+    assert "docs/index.html" in (site / "index.html").read_text()
+    reference = (site / "docs/api.html").read_text()
+    for name in api.__all__:
+        assert f'id="fmnist_lab.api.{name}"' in reference
+    assert '"overfit"' in (site / "searchindex.js").read_text()
 
 
 def test_each_command_of_the_tutorial_is_one(door):
@@ -97,8 +132,55 @@ def test_a_notebook_is_kept_without_outputs(notebook):
     assert notebook != "study" or len(code) == 10
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS)
+@pytest.mark.parametrize(
+    ("files", "source", "installed"),
+    [
+        (("../fmnist_lab/__init__.py",), "", ".."),
+        (("fmnist_lab-0.1.0-py3-none-any.whl",), "", "fmnist_lab-0.1.0-py3-none-any.whl"),
+        (
+            ("fmnist_lab-0.1.0-py3-none-any.whl",),
+            "git+https://host/me/lab",
+            "git+https://host/me/lab",
+        ),
+        ((), "", None),
+    ],
+)
+def test_the_first_cell_installs_what_there_is(
+    tmp_path, monkeypatch, notebook, files, source, installed
+):
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    (here := tmp_path / "examples").mkdir()
+    monkeypatch.chdir(here)
+    for file in files:
+        (here / file).parent.mkdir(exist_ok=True)
+        (here / file).touch()
+    cell = next(each for each in code_of(notebook) if each["cell_type"] == "code")
+    code = "".join(cell["source"]).replace('SOURCE = ""', f'SOURCE = "{source}"')
+    asked: list[str] = []
+    found: list[str] = []
+
+    class Shell:
+        def run_line_magic(self, magic, words):
+            asked.append(magic)
+            found.append(words.replace("{found[0]}", names["found"][0]))
+
+    names: dict = {"get_ipython": Shell}
+    code = TransformerManager().transform_cell(code)
+    exec(code, names)  # fmnist_lab is installed here
+    assert found == []
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    if installed is None:
+        with pytest.raises(ModuleNotFoundError, match="put its repository's address into SOURCE"):
+            exec(code, names)
+    else:
+        exec(code, names)
+        assert (asked, found) == (["pip"], [f"install --quiet {installed}"])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [PAGES[0], PAGES[2]])
+@pytest.mark.parametrize("page", [PAGES[0], PAGES[2], "label_noise.md", "../README.md"])
 def test_the_code_of_a_page_runs(backend, real_data, hydra_here, page, monkeypatch, capsys):
     """In one namespace, from top to bottom; a value behind a line's # is what the line gives."""
     (hydra_here / "examples").symlink_to(ROOT / "examples")

@@ -283,11 +283,13 @@ def test_the_summary_is_that_of_the_runs(name):
 
 def test_the_index_lists_every_study():
     text = (FOLDER / "README.md").read_text()
-    listed = set(re.findall(r"\]\((\w+)/(?:README\.md)?\)", text))
+    listed = set(re.findall(r"\]\((\w+)/README\.md\)", text))
     assert listed == {file.parent.name for file in FOLDER.glob("*/README.md")}
     for picture in re.findall(r"!\[[^]]+\]\(([^)]+)\)", text):
         assert (FOLDER / picture).is_file()
-    for study_name, number in re.findall(r"\[[^]]+\]\((\w+)/\).*?\*\*(\d\.\d+)", text):
+    quoted = r"\[[^]]+\]\((\w+)/README\.md\).*?\*\*(\d\.\d+)"
+    assert len(re.findall(quoted, text)) > 5
+    for study_name, number in re.findall(quoted, text):
         assert number in readme(study_name), f"the index quotes {number}"
 
 

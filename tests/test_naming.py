@@ -13,7 +13,7 @@ from fmnist_lab import config
 from fmnist_lab.config import files, naming
 from fmnist_lab.sweep import plan as planning
 
-# The README's table of questions, and more.
+# The table of docs/questions.md, and more.
 NAMES = {
     "": "h128 e5 s0",
     "trainer.epochs=20": "h128 e20 s0",

@@ -108,7 +108,7 @@ def test_list_shows_a_sweeps_runs_below_it_in_the_order_of_the_jobs(say, made):
     assert ids[first : first + 13] == [*made.jobs, made.failed]
 
 
-@pytest.mark.parametrize("words", [[], ["--all"], ["--filter", "tags.job = 'train'"]])
+@pytest.mark.parametrize("words", [[], ["--all"], ["--where", "tags.job = 'train'"]])
 def test_a_short_list_loads_few_of_many_runs(made, tmp_path, capsys, monkeypatch, words):
     from mlflow import MlflowClient
 
@@ -127,7 +127,7 @@ def test_a_short_list_loads_few_of_many_runs(made, tmp_path, capsys, monkeypatch
         app(["list", "--most", "5", "--store", store.uri, *words])
     assert len(loaded) < 150
     said = capsys.readouterr().out
-    assert ("of 313 finished" in said) == (words != ["--filter", "tags.job = 'train'"])
+    assert ("of 313 finished" in said) == (words != ["--where", "tags.job = 'train'"])
     assert "… and older ones; --most 10 lists more of them" in said or not words
 
 
@@ -165,7 +165,7 @@ def test_runs_of_no_sweep_that_is_there_are_listed_as_their_own(made, monkeypatc
 def test_list_with_a_filter_shows_what_fits(say, made):
     ids = [
         line.split()[0]
-        for line in say("list", "--filter", "attributes.status = 'FAILED'").splitlines()
+        for line in say("list", "--where", "attributes.status = 'FAILED'").splitlines()
     ]
     assert ids[1:] == [made.failed]
 
@@ -203,7 +203,7 @@ def test_a_report_holds_every_run_and_the_sweeps_own_command(say, made, tmp_path
 def test_a_report_on_single_runs_and_filters(say, made):
     said = say("report", made.jobs[0], made.jobs[3])
     assert [line.split()[:2] for line in said.splitlines()[1:3]] == [["32", "1"], ["512", "1"]]
-    said = say("report", made.sweep, "--filter", "params.`trainer.epochs` = '2'")
+    said = say("report", made.sweep, "--where", "params.`trainer.epochs` = '2'")
     assert [line.split()[:2] for line in said.splitlines()[1:3]] == [["32", "3"], ["512", "3"]]
 
 
@@ -211,8 +211,8 @@ def test_a_report_on_single_runs_and_filters(say, made):
     ("words", "told"),
     [
         (["report", "nobody"], "received 'nobody', which is no run in"),
-        (["report", "alone", "--filter", "params.x = 'y'"], "no run of alone in"),
-        (["report", "--filter", "nonsense"], "--filter: received"),
+        (["report", "alone", "--where", "params.x = 'y'"], "no run of alone in"),
+        (["report", "--where", "nonsense"], "--where: received"),
         (["list", "--experiment", "nowhere"], "experiment 'nowhere' is not in"),
     ],
 )
@@ -305,7 +305,7 @@ def test_links_to_a_sweep_show_its_runs_and_compare_them(made):
     assert json.loads(compared["experiments"][0]) == [made.place]
 
 
-# A store with a run for each of the README's questions, and with sweeps
+# A store with a run for each question of docs/questions.md, and with sweeps
 
 QUESTIONS = [
     *("", "trainer.epochs=20", "model.hidden_units=512", "model.hidden_units=[256,128]"),
@@ -322,7 +322,7 @@ SWEPT = "sweep epochs 1,5 × hidden_units 32,512, sgd"  # noqa: RUF001
 
 
 class Asked:
-    """What the README's questions leave in a store, with results of our own making."""
+    """What the questions of docs/questions.md leave in a store, with results of our own making."""
 
     def __init__(self, folder):
         from mlflow import MlflowClient
@@ -453,6 +453,74 @@ def test_a_report_on_runs_that_differ_in_everything_cuts_nothing(ask, asked, col
     assert "Highest" not in said
 
 
+def test_a_column_that_says_nothing_is_left_out(ask, asked):
+    header, *lines = ask("list", "--where", "params.optimizer = 'Adam'").splitlines()
+    assert header.split("  ")[0] == "run"
+    assert "state" not in header
+    assert "The same in all rows: FINISHED." in lines
+    # A sweep's state says how many runs it has.
+    assert "state" in ask("list", "--since", "1d").splitlines()[0]
+    # One row is the same as itself; and empty is what no row has.
+    header, line, *_ = ask("list", "--where", "params.`model.dropout` = '0.4'").splitlines()
+    assert "state" in header
+    assert "FINISHED" in line
+    assert "validation" not in header
+    # What is left out of the table is not lost.
+    twin = asked.log("twin", {}, {"accuracy/test": 0.7654}, job="train")
+    said = ask("list", "--where", f"attributes.run_id IN ('{asked.old}', '{twin}')")
+    asked.client.delete_run(twin)
+    assert "test accuracy" not in said.splitlines()[0]
+    assert "gap" in said.splitlines()[0]
+    assert "The same in all rows: FINISHED, test accuracy 0.7654." in said
+
+
+@pytest.mark.parametrize("columns", [40, 100, None])
+def test_a_list_has_the_columns_that_are_asked_for(ask, asked, columns):
+    words = ("name", "optimizer", "loss/test", "state", "duration", "seed")
+    said = ask("list", "--since", "1d", "--columns", ",".join(words), columns=columns)
+    assert columns is None or max(map(len, said.splitlines())) <= columns
+    told = " ".join(said.split())
+    assert all(word in told for word in ("SGD", "Lion", "FINISHED", "h512"))
+    if columns is None:
+        header, *lines = said.splitlines()
+        assert tuple(header.split()) == words
+        (line,) = (each for each in lines if each.startswith("h512 e5 s0  "))
+        loss = 1 - float(asked.results["h512 e5 s0"][0])
+        assert line.split()[3:6] == ["Adam", f"{loss:.4f}", "FINISHED"]
+        # A sweep has the parameters that all its runs have, and the metrics of its best setting.
+        (sweep,) = (each for each in lines if each.startswith(SWEPT))
+        assert "  SGD  " in sweep
+        assert "FINISHED: 4 runs" in sweep
+
+
+def test_columns_of_sweeps_alone_and_of_ids(ask, asked):
+    words = "--columns", "run, accuracy/test,test accuracy"
+    header, line, *_ = ask("list", "--where", "tags.job = 'sweep'", *words).splitlines()
+    assert header.split() == ["run", "accuracy/test"]
+    assert re.fullmatch(r"[0-9a-f]{32} +0\.8765", line)
+    header, line, *_ = ask("list", "--where", "tags.job = 'sweep'", *words, columns=80).splitlines()
+    assert re.fullmatch(r"[0-9a-f]{8} +0\.8765 *", line)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--columns", "loss/tset"], "--columns: received loss/tset, which none of the"),
+        (["--columns", "model.hiddenunits"], "did you mean model.hidden_units?"),
+        (["--columns", "xyzzy"], "listed runs has; there are accuracy/gap, "),
+        (["--columns", ""], "--columns: received '', expected names separated by commas, such as"),
+        (["--columns", "name,,state"], "--columns: received 'name,,state', expected names"),
+        (["--where", "nonsense"], "--where: received 'nonsense', which MLflow refuses: "),
+        (["--where", "params.model = 'none'"], "fits the filter params.model = 'none'"),
+    ],
+)
+def test_a_list_that_cannot_be_made_is_refused_in_a_sentence(ask, words, told):
+    said = ask("list", *words, code=2)
+    assert said.startswith("error: ")
+    assert told in said
+    assert said.count("\n") == 1
+
+
 def test_since_takes_an_age_or_a_date(ask, asked):
     everything = ask("list", "--most", "99")
     assert "ancient" in everything
@@ -469,6 +537,6 @@ def test_since_takes_an_age_or_a_date(ask, asked):
 
 
 def test_a_filter_and_since_have_to_fit_both(ask, asked):
-    words = "--filter", "params.`model.dropout` = '0.4'"
+    words = "--where", "params.`model.dropout` = '0.4'"
     assert asked.old in ask("list", *words, "--since", "1d")
     assert "no run" in ask("list", *words, "--since", "2999-01-01", code=2)

@@ -159,8 +159,8 @@ class Runs(Sequence[Run]):
             metrics: Their names; without any, the accuracies of both sets and their gap.
 
         Returns:
-            One row per metric, run and epoch: `run_id`, `name`, the parameters in which the runs
-            differ, `seed`, `epoch`, `metric` and `value`.
+            One row per metric, run and epoch, with `run_id`, `name`, the parameters in which the
+            runs differ, `seed`, `epoch`, `metric` and `value`.
 
         Raises:
             UserError: None of the runs has such a metric.

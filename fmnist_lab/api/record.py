@@ -113,7 +113,7 @@ class Run:
     @cached_property
     @process.store_as_found()
     def history(self) -> pd.DataFrame:
-        """The metrics of each epoch: one row per epoch, from 1, and one column per metric."""
+        """The metrics of each epoch, one row per epoch, from 1, and one column per metric."""
         import pandas as pd
 
         if self._outcome is not None:

@@ -60,10 +60,13 @@ class Dataset:
     To change an array, copy it; to compare data sets, compare their digests.
 
     Attributes:
-        train_images, validation_images, test_images: (n, height, width) each, or (n, height,
-            width, 3) in colour; there are 0 validation images if no split was asked for.
-        train_labels, validation_labels, test_labels: (n,) each, indices into `class_names`; those
-            that are trained and validated on, with `Noise` in them if it was asked for.
+        train_images: (n, height, width), or (n, height, width, 3) in colour.
+        train_labels: (n,), indices into `class_names`; those that are trained on, with `Noise` in
+            them if it was asked for.
+        validation_images: The same of the images that are held out, 0 if no split was asked for.
+        validation_labels: Their labels, with `Noise` in them if it was asked for.
+        test_images: Those of the test set.
+        test_labels: Their labels.
         class_names: One name per class.
         name: Name of the data set.
         digest: SHA-256 (hex) of the arrays after limits and split, in the order below; each enters

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Annotated, Any
 
@@ -14,25 +13,21 @@ from rich.table import Table
 from rich.text import Text
 
 from fmnist_lab import tracking
-from fmnist_lab.config import naming
 from fmnist_lab.errors import UserError, reported
+from fmnist_lab.runs.columns import SHOWN, Listed, asked_for, in_common, is_needed
 from fmnist_lab.runs.selection import Since, begun_since, both
 from fmnist_lab.system.terminal import printout
 from fmnist_lab.texts import counted
 
 # The widths of terminals with room for a table, for whole ids, and for all columns.
 TABLE, WHOLE_IDS, ALL_COLUMNS = 70, 120, 180
-SHOWN = {
-    "accuracy/validation": "validation accuracy",
-    "accuracy/test": "test accuracy",
-    "accuracy/gap": "gap",
-}
 
 
 def list_runs(
     *,
-    where: Annotated[str, Parameter(name="--filter")] = "",
+    where: str = "",
     since: Since = "",
+    columns: str | None = None,
     every: Annotated[bool, Parameter(name="--all")] = False,
     store: str | None = None,
     experiment: str | None = None,
@@ -40,10 +35,14 @@ def list_runs(
 ) -> None:
     """List sweeps and runs, the newest first: state, start, accuracy, gap, and what differs.
 
+    A column that is empty, or the same in all rows, is left out.
+
     Args:
         where: MLflow's filter, such as "attributes.status = 'FAILED'"; all runs that fit are then
             listed, the runs of sweeps as well.
         since: Only runs begun since then: 7d, 12h, 2w, or a date such as 2026-11-28.
+        columns: The columns to show, separated by commas: run, name, differs (from the defaults),
+            state, started, duration, parameters such as optimizer, metrics such as loss/test.
         every: List the runs of each sweep below it.
         store: MLflow's tracking URI; left out, $MLFLOW_TRACKING_URI or mlflow.db in this folder.
         experiment: The experiment to look into; left out, MLflow's $MLFLOW_EXPERIMENT_NAME or
@@ -69,33 +68,54 @@ def list_runs(
         summaries = tracking.sweep_summaries(place, experiment, sweeps) if sweeps else {}
         finished = [row["run_id"] for row in shown if row["status"] == "FINISHED"]
         damaged = tracking.damaged(place, experiment, finished)
-        # In a pipe, each run has one line, however long.
-        console = printout(piped=10_000)
-        if console.width < TABLE:
-            for row in shown:
-                console.print(*_lines(row, summaries.get(row["run_id"]), damaged), sep="\n")
-        else:
-            console.print(_table(shown, summaries, damaged, console.width))
-        if damaged:
-            have = "has" if len(damaged) == 1 else "have"
-            console.print(
-                f"{counted(len(damaged), 'finished run')} {have} lost files, as after a power cut; "
-                "a run's command with resume=true makes them again."
-            )
-        if sweeps:
-            console.print(
-                "The figures of a sweep are the means of its best setting: by validation accuracy "
-                "where images were held out, else by test accuracy."
-            )
-        if any(row.get("search") for row in shown):
-            console.print(
-                "Those of a search are the validation accuracy of its best trial, which looks "
-                "better than it is, and the means of the winner trained on all images."
-            )
+        listed = [
+            Listed(row, summaries.get(row["run_id"]), row["run_id"] in damaged) for row in shown
+        ]
+        hints = []
         if len(rows) > most:
-            console.print(f"… and older ones; --most {2 * most} lists more of them")
+            hints.append(f"… and older ones; --most {2 * most} lists more of them")
         if sweeps and not every and not where:
-            console.print("The runs of sweeps are not shown; --all shows them.")
+            hints.append("The runs of sweeps are not shown; --all shows them.")
+        _print(listed, [] if columns is None else asked_for(columns, listed), hints)
+
+
+def _print(listed: Sequence[Listed], asked: Sequence[str], hints: Sequence[str]) -> None:
+    """Print the rows, and what one has to know to read them.
+
+    Args:
+        listed: The rows.
+        asked: The names of the columns that were asked for, if any.
+        hints: How to see more, in sentences.
+    """
+    # In a pipe, each run has one line, however long.
+    console = printout(piped=10_000)
+    if console.width < TABLE:
+        for each in listed:
+            console.print(*_lines(each, asked), sep="\n")
+    elif asked:
+        console.print(_asked_table(listed, asked, console.width))
+    else:
+        console.print(_table(listed, console.width))
+        if same := in_common(listed):
+            console.print(same)
+    if damaged := sum(each.lost for each in listed):
+        have = "has" if damaged == 1 else "have"
+        console.print(
+            f"{counted(damaged, 'finished run')} {have} lost files, as after a power cut; "
+            "a run's command with resume=true makes them again."
+        )
+    if any(each.summary for each in listed):
+        console.print(
+            "The figures of a sweep are the means of its best setting: by validation accuracy "
+            "where images were held out, else by test accuracy."
+        )
+    if any(each.row.get("search") for each in listed):
+        console.print(
+            "Those of a search are the validation accuracy of its best trial, which looks "
+            "better than it is, and the means of the winner trained on all images."
+        )
+    for hint in hints:
+        console.print(hint)
 
 
 def _with_aliases(store: tracking.Store, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -109,126 +129,90 @@ def _with_aliases(store: tracking.Store, rows: Sequence[dict[str, Any]]) -> list
     return [{**row, "name": f"{row['name']}{told.get(row['run_id'], '')}"} for row in rows]
 
 
-def _table(
-    rows: Sequence[dict[str, Any]],
-    summaries: Mapping[str, tracking.SweepSummary],
-    damaged: Container[str],
-    width: int,
-) -> Table:
-    """Return the rows as a table.
+def _table(listed: Sequence[Listed], width: int) -> Table:
+    """Return the rows as a table, without the columns that say nothing.
 
     Where there is no room for a column of its own, the differences from the defaults stand below
     the name, unless the name says them.
 
     Args:
-        rows: The runs.
-        summaries: Their sweeps in short, by id.
-        damaged: The runs that have lost files.
+        listed: The rows.
         width: The table's width, in characters.
     """
-    shown = {
-        metric: title
-        for metric, title in SHOWN.items()
-        if any(_figure(row, metric) for row in rows)
-    }
-    wide = width >= ALL_COLUMNS
+
+    def needed(column: str) -> bool:
+        return is_needed([each.value(column) for each in listed])
+
+    metrics = {metric: title for metric, title in SHOWN.items() if needed(metric)}
+    wide, has_state = width >= ALL_COLUMNS, needed("state")
+    apart = wide and any(each.differs for each in listed)
     date = "%Y-%m-%d %H:%M" if width >= WHOLE_IDS else "%Y-%m-%d\n%H:%M"
-    table = Table(box=None, pad_edge=False, padding=(0, 2 if width >= 100 else 1, 0, 0))
+    table = _empty(width)
     table.add_column("run", no_wrap=True)
     told = "name" if wide else "name, and what differs from the defaults"
     table.add_column(told, overflow="fold")
-    if wide:
+    if apart:
         table.add_column("what differs from the defaults", overflow="fold")
-    table.add_column("state", max_width=None if wide else 12 if width >= 100 else 9)
+    if has_state:
+        table.add_column("state", max_width=None if wide else 12 if width >= 100 else 9)
     table.add_column("started", no_wrap=True)
-    for title in shown.values():
+    for title in metrics.values():
         table.add_column(title.replace(" ", " " if wide else "\n"), justify="right", no_wrap=True)
-    for row in rows:
-        summary = summaries.get(row["run_id"])
-        state = _state(row["status"], summary, lost=row["run_id"] in damaged)
-        name, differs, said = _name(row, summary)
-        if not wide and not said:
-            name = f"{name}\n{differs}"
+    for each in listed:
+        below = "" if wide or each.is_told_by_name else f"\n{each.differs}"
         table.add_row(
-            row["run_id"][: 32 if width >= WHOLE_IDS else 8],
-            *map(Text, (name, differs) if wide else (name,)),
-            state if wide else state.replace(": ", ":\n"),
-            _started(row, date),
-            *(_figure(row, metric) for metric in shown),
+            each.row["run_id"][: 32 if width >= WHOLE_IDS else 8],
+            Text(f"{each.name}{below}"),
+            *([Text(each.differs)] if apart else []),
+            *([each.state if wide else each.state.replace(": ", ":\n")] if has_state else []),
+            each.started(date),
+            *(each.figure(metric) for metric in metrics),
         )
     return table
 
 
-def _lines(
-    row: dict[str, Any], summary: tracking.SweepSummary | None, damaged: Container[str]
-) -> Iterator[RenderableType]:
-    """Yield what a terminal that is too narrow for the table shows of a run, line by line."""
-    name, differs, said = _name(row, summary)
-    state = _state(row["status"], summary, lost=row["run_id"] in damaged)
-    figures = {title: _figure(row, metric) for metric, title in SHOWN.items()}
-    measured = [f"{title} {figure}" for title, figure in figures.items() if figure]
-    yield Text(f"{row['run_id'][:8]}  {state}")
-    begun = _started(row, "%Y-%m-%d %H:%M")
-    for text in (name, "" if said else differs, begun, ", ".join(measured)):
-        if text:
-            yield Padding(Text(text), (0, 0, 0, 2))
-
-
-def _name(row: dict[str, Any], summary: tracking.SweepSummary | None) -> tuple[str, str, bool]:
-    """Return the name of a run, how it differs from the defaults, and whether the name says so."""
-    differing = naming.differences(_in_common(summary.sample if summary else [row]))
-    name = row["name"]
-    return name, naming.spoken(differing), set(naming.words(differing)) <= set(name.split())
-
-
-def _state(status: str, summary: tracking.SweepSummary | None, *, lost: bool = False) -> str:
-    """Return the state of a run, for a sweep with the number of its runs.
+def _asked_table(listed: Sequence[Listed], asked: Sequence[str], width: int) -> Table:
+    """Return the rows as a table of the columns that were asked for.
 
     Args:
-        status: MLflow's status.
-        summary: The sweep in short; None: it is a run.
-        lost: Whether it has lost files.
-
-    >>> from collections import Counter
-    >>> _state("FAILED", tracking.SweepSummary(Counter(FINISHED=12, FAILED=1), False, []))
-    'FAILED: 12 of 13 finished, 1 failed'
-    >>> _state("FINISHED", tracking.SweepSummary(Counter(FINISHED=60), False, []))
-    'FINISHED: 60 runs'
+        listed: The rows.
+        asked: The names of the columns.
+        width: The table's width, in characters.
     """
-    if lost:
-        return f"{_state(status, summary)}, files lost"
-    if summary is None:
-        return status
-    states = summary.states
-    total = f"{states.total():,}{'+' if summary.more else ''}"
-    if set(states) <= {"FINISHED"}:
-        return f"{status}: {total} run{'' if states.total() == 1 else 's'}"
-    done = states["FINISHED"]
-    others = (f"{n:,} {state.lower()}" for state, n in states.most_common() if state != "FINISHED")
-    return f"{status}: {', '.join([f'{done:,} of {total} finished', *others])}"
+    table = _empty(width)
+    for column in asked:
+        is_number = "/" in column or column == "duration"
+        table.add_column(column, justify="right" if is_number else "left", overflow="fold")
+    for each in listed:
+        values = {column: each.value(column) for column in asked}
+        if "run" in values and width < WHOLE_IDS:
+            values["run"] = values["run"][:8]
+        table.add_row(*map(Text, values.values()))
+    return table
 
 
-def _started(row: dict[str, Any], date: str) -> str:
-    """Return when a run began, in this machine's time zone; "" if its time is none."""
-    started = row["started"].to_pydatetime() if row["started"] == row["started"] else None
-    return f"{started.astimezone():{date}}" if started else ""
+def _empty(width: int) -> Table:
+    return Table(box=None, pad_edge=False, padding=(0, 2 if width >= 100 else 1, 0, 0))
 
 
-def _figure(row: dict[str, Any], metric: str) -> str:
-    """Return a metric of a run, or of the best setting of a sweep; "" if there is none."""
-    value = row.get(tracking.best_mean(metric) if row["job"] == "sweep" else metric, math.nan)
-    # A value beyond ±1 is no accuracy, whoever has logged it.
-    return f"{value:.4f}" if abs(value) <= 1 else ""
+def _lines(each: Listed, asked: Sequence[str]) -> Iterator[RenderableType]:
+    """Yield what a terminal that is too narrow for the table shows of a run, line by line.
 
-
-def _in_common(runs: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return the params that runs have in common; a store keeps them as texts."""
-    first, *others = runs or [{}]
-    return {
-        name: value
-        for name, value in first.items()
-        if isinstance(value, str) and all(each.get(name) == value for each in others)
-    }
+    Args:
+        each: The run.
+        asked: The names of the columns that were asked for, if any.
+    """
+    if asked:
+        first, *others = (f"{column} {each.value(column)}" for column in asked)
+        yield Text(first)
+    else:
+        figures = {title: each.figure(metric) for metric, title in SHOWN.items()}
+        measured = [f"{title} {figure}" for title, figure in figures.items() if figure]
+        yield Text(f"{each.row['run_id'][:8]}  {each.state}")
+        differs = "" if each.is_told_by_name else each.differs
+        others = [each.name, differs, each.started(), ", ".join(measured)]
+    for text in filter(None, others):
+        yield Padding(Text(text), (0, 0, 0, 2))
 
 
 def _in_order(

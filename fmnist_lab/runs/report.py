@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def report(
     *sweeps: str,
-    where: Annotated[str, Parameter(name="--filter")] = "",
+    where: str = "",
     since: Since = "",
     axes: Annotated[tuple[str, str] | None, Parameter(consume_multiple=True)] = None,
     output: Path | None = None,

@@ -113,7 +113,7 @@ def _filter_explained(where: str) -> Iterator[None]:
         if not where or error.error_code != "INVALID_PARAMETER_VALUE":
             raise
         raise UserError(
-            f"--filter: received '{where}', which MLflow refuses: {error.message}"
+            f"--where: received '{where}', which MLflow refuses: {error.message}"
         ) from None
 
 
