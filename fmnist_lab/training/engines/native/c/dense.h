@@ -124,13 +124,16 @@ static void dense_forward(
    weights     (in + 1, out) in panels of 2 * LANES columns
    transposed  (out, PANEL) */
 static void transpose_panel(const struct dense_layer *l, int panel, float *transposed) {
-    int units = l->units, rows = panel_rows(l);
-    for (int j = 0; j < PANEL; j++)
-        for (int u = 0; u < units; u++) {
-            int row = panel * PANEL + j;
-            const float *w = l->weights + ((long)(u / PANEL) * rows + row) * PANEL;
-            transposed[u * PANEL + j] = row < l->inputs ? w[u % PANEL] : 0;
-        }
+    int units = l->units, rows = panel_rows(l), first_row = panel * PANEL;
+    int inside = l->inputs - first_row < PANEL ? l->inputs - first_row : PANEL;
+    /* Square by square, which stay in the first-level cache. */
+    for (int first = 0; first < units; first += PANEL) {
+        int count = units - first < PANEL ? units - first : PANEL;
+        const float *square = l->weights + ((long)(first / PANEL) * rows + first_row) * PANEL;
+        float *to = transposed + (long)first * PANEL;
+        for (int j = 0; j < PANEL; j++)
+            for (int u = 0; u < count; u++) to[u * PANEL + j] = j < inside ? square[j * PANEL + u] : 0;
+    }
 }
 
 /* input_deltas = (deltas @ weights^T) * (inputs > 0): the derivatives by the layer's inputs, which
