@@ -365,6 +365,36 @@ def test_two_epochs_are_what_the_formulas_say(network, name, options, smoothing)
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize("size", [1, 5, 11, 64, 65, 150])
+def test_batches_of_any_size_are_what_the_formulas_say(size):
+    """Of one tile, of tiles of two heights, and of several parts."""
+    import keras
+
+    from fmnist_lab.training import engines
+
+    model, optimizer = mlp(33, 40), keras.optimizers.SGD(momentum=0.5)
+    weights = [each.numpy() for each in model.trainable_variables]
+    expected = [
+        reference.Layer(kernel, bias)
+        for kernel, bias in zip(weights[::2], weights[1::2], strict=True)
+    ]
+    random = np.random.default_rng(6)
+    images = random.integers(0, 256, (300, *SHAPE), np.uint8)
+    labels = random.integers(0, CLASSES, 300)
+    order, rates = random.permutation(300)[: 2 * size], np.array([0.1, 0.05], np.float32)
+    trainer = engines.trainer(model, optimizer, engines.Recipe(batch_size=size, engine="native"))
+    trainer.load(model, optimizer)
+    found = trainer.run(trainer.hold(images, labels), order, rates, 0, None)
+    pixels = images[..., None] / 255
+    loss, correct = reference.train(expected, pixels, labels, order, size, rates, {"momentum": 0.5})
+    assert found == (pytest.approx(loss, rel=1e-5), correct)
+    trainer.store(model, optimizer)
+    for variable, layer, part in zip(
+        model.trainable_variables, np.repeat(expected, 2), ("kernel", "bias") * 3, strict=True
+    ):
+        np.testing.assert_allclose(variable.numpy(), getattr(layer, part), rtol=1e-4, atol=2e-6)
+
+
 @pytest.mark.parametrize("batch_size", [7, *SLOW_BATCHES])
 @pytest.mark.parametrize(
     ("filters", "dense_units"), [((2,), 0), ((32,), 7), ((5, 33), 0), ((3, 16, 20), 16)]
@@ -445,7 +475,7 @@ def test_vectors_of_other_widths(images, labels, without, unkept, monkeypatch):
 
     def train(engine: str):
         model = cnn(5, 40, dense_units=20)
-        trained(model, images, labels, engine=engine)
+        trained(model, images, labels, batch_size=100, engine=engine)
         return model.get_weights(), build.library().fmnist_lab_panel()
 
     monkeypatch.setenv("CC", f"gcc {without}")
@@ -594,8 +624,11 @@ def test_another_number_of_threads_with_each_step_changes_no_bit(
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("batch_size", [32, 100])
 @pytest.mark.parametrize("hidden_units", [(), (16,), (130, 70)])
-def test_any_number_of_threads_gives_the_same_bits(images, labels, hidden_units, monkeypatch):
+def test_any_number_of_threads_gives_the_same_bits(
+    images, labels, hidden_units, batch_size, monkeypatch
+):
     """More threads than cores, too, and more than there is work for."""
     from fmnist_lab.training.engines import native
 
@@ -603,7 +636,8 @@ def test_any_number_of_threads_gives_the_same_bits(images, labels, hidden_units,
     for threads in (1, 2, 3, 7):
         monkeypatch.setattr(native, "ThreadTuner", lambda _, n=threads: Always(n))
         monkeypatch.setattr(native.NativeTrainer, "_threads", lambda self, size, n=threads: n)
-        results.append(trained(mlp(*hidden_units), images, labels, engine="native"))
+        model = mlp(*hidden_units)
+        results.append(trained(model, images, labels, batch_size=batch_size, engine="native"))
     assert all(result == results[0] for result in results)
 
 

@@ -24,15 +24,23 @@
 /* LANES is the number of floats per vector. A tile has as many accumulators as fit into the
    registers: some rows times two vectors. Dense layers use ROWS rows; convolutions use SPAN, or HALF
    of it. Rows of images have 28 pixels, or 14 and 7 after pooling, so most tiles are full where there
-   are enough registers. */
+   are enough registers.
+
+   A processor with 16 registers has room for 12 accumulators, two vectors of the panel and one number.
+   Fewer rows would leave its multipliers idle, since they load more numbers per product. With 32
+   registers, 8 rows keep the multipliers busy, and more rows gain nothing.
+
+   PIECES is the number of pieces that a tile's product is cut into, with a part of the optimizer's
+   update after each; see dense_update_by. With 16 registers, each piece costs a round trip of the sums
+   to memory. */
 #if defined(__AVX512F__)
-enum { LANES = 16, ROWS = 8, SPAN = 14 };
+enum { LANES = 16, ROWS = 8, PIECES = 16, SPAN = 14 };
 #elif defined(__AVX__)
-enum { LANES = 8, ROWS = 4, SPAN = 6 };
+enum { LANES = 8, ROWS = 6, PIECES = 2, SPAN = 6 };
 #elif defined(__aarch64__)
-enum { LANES = 4, ROWS = 8, SPAN = 14 };
+enum { LANES = 4, ROWS = 8, PIECES = 16, SPAN = 14 };
 #else
-enum { LANES = 4, ROWS = 4, SPAN = 6 };
+enum { LANES = 4, ROWS = 6, PIECES = 2, SPAN = 6 };
 #endif
 /* PANEL: columns per panel of weights. TILE: vectors in a tile of ROWS rows of a panel. LINE: bytes
    per cache line, to which buffers are aligned. */
@@ -111,8 +119,7 @@ enum { NO_MEMORY = -1, BAD_SIZES = -2, BAD_ORDER = -3, BAD_LABEL = -4 };
 struct team {
     struct task *task;
     int threads;
-    int rows;           /* n, rounded up to a multiple of ROWS */
-    float **outputs;    /* of each dense layer: (rows, units), a row every S(units) floats */
+    float **outputs;    /* of each dense layer: (n, units), a row every S(units) floats */
     float **deltas;     /* the loss's derivatives by outputs, of the same shape */
     float **transposed; /* of each dense layer: (threads, units, PANEL), scratch of dense_backward */
     float *losses;      /* (n,) */
@@ -120,7 +127,7 @@ struct team {
     /* For convolutions. A batch is cut into shards, whose gradients are summed one by one. */
     int shards;
     float **padded;         /* of each convolution: n inputs, each within its border of zeros */
-    float *features;        /* (rows, pixels), the last convolution's outputs */
+    float *features;        /* (n, pixels), the last convolution's outputs */
     float *feature_deltas;  /* the loss's derivatives by features, of the same shape */
     float **shard_sums;     /* of each convolution: (shards, ...), gradients shaped as its weights */
     float **flipped;        /* of each convolution but the first: see flip_kernel */
@@ -136,8 +143,9 @@ struct worker {
     struct team *team;
     int index;
     pthread_t thread;
-    float *inputs;   /* (rows, inputs of the first dense layer), a row every S(inputs) floats */
+    float *inputs;   /* (n, inputs of the first dense layer), a row every S(inputs) floats */
     int32_t *labels; /* (n,) */
+    float *sums;     /* (rows of the longest panel, PANEL), scratch of dense_update */
     /* For convolutions. */
     float *pixel_rows;     /* (pool, width + SPAN, PANEL), outputs of one panel before the pooling */
     float **padded_deltas; /* of each: one image's derivatives by its outputs, within a border */
@@ -149,9 +157,18 @@ struct worker {
 /* ceil(n / unit) * unit. */
 static int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
-/* Floats from one image's activations to the next one's: units, rounded up to whole panels, with
-   room for the constant 1 that the next layer's bias is multiplied with. */
-static int row_stride(int units) { return round_up(units + 1, PANEL); }
+/* Floats from one image's activations to the next one's: units and the constant 1 that the next
+   layer's bias is multiplied with, rounded up to whole tiles of the next layer's weights and to whole
+   panels. */
+static int row_stride(int units) { return round_up(round_up(units + 1, ROWS), PANEL); }
+
+/* ceil(count / most): into how many parts `count` items are cut that have at most so many each. */
+static int part_count(int count, int most) { return (count + most - 1) / most; }
+
+/* The first item of part `part` of `parts` even parts: floor(count * part / parts). */
+static int part_start(int count, int parts, int part) {
+    return (int)((int64_t)count * part / parts);
+}
 
 /* Wait until all threads are here. They are never far apart, so it does not pay to sleep, unless
    the machine is crowded and a thread that is waited for has no core. */
@@ -172,8 +189,8 @@ static void barrier(struct team *team) {
 
 /* Cut `count` pieces evenly between the threads: this thread's are from *from to before *to. */
 static void partition(const struct worker *me, int count, int *from, int *to) {
-    *from = (int)((int64_t)count * me->index / me->team->threads);
-    *to = (int)((int64_t)count * (me->index + 1) / me->team->threads);
+    *from = part_start(count, me->team->threads, me->index);
+    *to = part_start(count, me->team->threads, me->index + 1);
 }
 
 /* Have this thread's processor take denormal numbers for zero, as TensorFlow does: they would make it
@@ -220,6 +237,13 @@ INLINE vec square_root(vec x) {
     vec y;
     for (int i = 0; i < LANES; i++) y[i] = __builtin_sqrtf(x[i]);
     return y;
+}
+
+/* to[r] = from[r] for `height` rows of two vectors. For so few, memcpy may become an instruction that
+   takes longer to begin than the copy itself. */
+INLINE void copy_rows(vec (*to)[2], vec (*from)[2], int height) {
+#pragma GCC unroll 16
+    for (int r = 0; r < height; r++) to[r][0] = from[r][0], to[r][1] = from[r][1];
 }
 
 /* x where `of` is positive, else 0: ReLU with of = x, its derivative with of = the outputs. A NaN in

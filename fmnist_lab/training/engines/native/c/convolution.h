@@ -99,7 +99,7 @@ INLINE void conv_tile(
             c, pixels, count, input + line * padded_stride(l, pixel), pixel, 1,
             kernel + (long)line * count * PANEL, PANEL, bf16, half, 0
         );
-    memcpy(output, c, pixels * sizeof *c);
+    copy_rows((vec(*)[2])output, c, pixels);
 }
 
 /* conv_pixels for one kind of numbers and one width of the panel; arguments as there. */
@@ -257,7 +257,7 @@ INLINE void weights_tile(
             c, count, at.count, at.inputs + y * at.input_row, 1, at.input_step,
             at.deltas + y * at.delta_row, at.delta_step, bf16, half, 0
         );
-    memcpy(sums, c, valid * sizeof *c);
+    for (int r = 0; r < count && r < valid; r++) copy_rows((vec(*)[2])sums + r, c + r, 1);
 }
 
 /* weights_of_panel for one kind of numbers and one width of the panel. */
@@ -449,7 +449,7 @@ static void load_image(const struct task *task, const uint8_t *image, float *pad
 
 /* The first image of a shard of the batch; the shard before ends there. */
 static int first_image(const struct team *team, int shard) {
-    return (int)((int64_t)team->task->batch_size * shard / team->shards);
+    return part_start(team->task->batch_size, team->shards, shard);
 }
 
 /* One image's row of features or of feature_deltas. */

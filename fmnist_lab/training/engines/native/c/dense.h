@@ -7,83 +7,188 @@
 
    Weights are kept in panels: PANEL = 2 * LANES columns of all rows of a layer, one panel after the
    other. The bias is one row more, multiplied with an input that is always 1. Rows and columns are
-   padded with zeros, whose gradient is zero, so that no loop has a remainder.
+   padded with zeros, whose gradient is zero, so that tiles of weights have no remainder.
 
-   Shapes: n images per step, `rows` = n rounded up to a multiple of ROWS; a layer has `in` inputs and
-   `out` units; activations have a row every S(units) = row_stride(units) floats. */
+   The n images of a step are cut into tiles as evenly as possible: 32 images into tiles of 5 and 6
+   rows, where ROWS is 6, rather than into five of 6 and one of 2, which would take as long as one of 4.
+
+   Shapes: n images per step; a layer has `in` inputs and `out` units; activations have a row every
+   S(units) = row_stride(units) floats. */
 
 #include "common.h"
+
+/* Images per part of a batch in dense_update. What a tile reads of so many images stays in the
+   first-level cache until the next tile, and so do the addresses of their pages (in the TLB). */
+enum { IMAGES = 64 };
 
 /* Rows of a panel: inputs and bias, rounded up. */
 static int panel_rows(const struct dense_layer *l) { return round_up(l->inputs + 1, ROWS); }
 static int panel_count(const struct dense_layer *l) { return round_up(l->units, PANEL) / PANEL; }
+
+/* The operands of a product with one panel: c = a @ b.
+
+   a  (., count), a row every a_row floats
+   b  (count, PANEL)
+   c  (., PANEL), a row every c_row floats */
+struct product {
+    const float *a, *b;
+    float *c;
+    long a_row, c_row;
+    int count;
+};
 
 /* c[r] = 0 for all ROWS rows of a tile. */
 INLINE void clear(vec c[ROWS][2]) {
     for (int r = 0; r < ROWS; r++) c[r][0] = c[r][1] = (vec){0};
 }
 
+/* c = a @ b for one tile of `height` rows of a and c. */
+INLINE void product_tile(const int height, struct product p) {
+    vec c[ROWS][2];
+    clear(c);
+    multiply(c, height, p.count, p.a, p.a_row, 1, p.b, PANEL, 0, 0, 0);
+    for (int r = 0; r < height; r++) copy_rows((vec(*)[2])(p.c + r * p.c_row), c + r, 1);
+}
+
+/* c = a @ b for the rows of a and c that are this thread's.
+
+   n         rows of all threads
+   from, to  this thread's tiles, from `from` to before `to`, of part_count(n, ROWS) even ones */
+static void product_tiles(int n, int from, int to, struct product p) {
+    int tiles = part_count(n, ROWS);
+    for (int tile = from; tile < to; tile++) {
+        int row = part_start(n, tiles, tile);
+        struct product here = p;
+        here.a += row * p.a_row, here.c += row * p.c_row;
+        /* A loop for each height, with all sums in registers. */
+        switch (part_start(n, tiles, tile + 1) - row) {
+            case 1: product_tile(1, here); break;
+            case 2: product_tile(2, here); break;
+            case 3: product_tile(3, here); break;
+            case 4: product_tile(4, here); break;
+            case 5: product_tile(5, here); break;
+            case 6: product_tile(6, here); break;
+            case 7: product_tile(7 < ROWS ? 7 : ROWS, here); break;
+            default: product_tile(ROWS, here);
+        }
+    }
+}
+
+/* This thread's tiles of one panel, where all threads share the tiles of all panels. */
+struct portion {
+    int panel, from, to; /* tiles of the panel, from `from` to before `to` */
+    int row, end;        /* images, from `row` to before `end` */
+    int next;            /* the item after the last of these tiles */
+};
+
+/* The tiles from `item` to before `to` that belong to the same panel as item, where each panel has
+   part_count(n, ROWS) of them. */
+static struct portion portion_from(int item, int to, int n) {
+    int tiles = part_count(n, ROWS), panel = item / tiles, begin = panel * tiles;
+    int next = begin + tiles < to ? begin + tiles : to;
+    return (struct portion){
+        .panel = panel, .from = item - begin, .to = next - begin, .next = next,
+        .row = part_start(n, tiles, item - begin), .end = part_start(n, tiles, next - begin),
+    };
+}
+
 /* outputs = relu(inputs @ weights + bias); without the ReLU if `last`.
 
-   inputs   (rows, in), a row every S(in) floats, column `in` is 1
+   inputs   (n, in), a row every S(in) floats, column `in` is 1
    weights  (in + 1, out) in panels of 2 * LANES columns, the bias below
-   outputs  (rows, out), a row every S(out) floats; column `out` is set to 1 */
+   outputs  (n, out), a row every S(out) floats; column `out` is set to 1 */
 static void dense_forward(
     struct worker *me, const struct dense_layer *l, const float *inputs, float *outputs, int last
 ) {
     int rows = panel_rows(l), in = row_stride(l->inputs), out = row_stride(l->units);
-    int blocks = me->team->rows / ROWS, from, to;
-    partition(me, panel_count(l) * blocks, &from, &to);
-    for (int item = from; item < to; item++) {
-        int panel = item / blocks, i = item % blocks * ROWS;
-        vec c[ROWS][2];
-        const float *weights = l->weights + (long)panel * rows * PANEL;
-        clear(c);
-        multiply(c, ROWS, rows, inputs + (long)i * in, in, 1, weights, PANEL, 0, 0, 0);
-        for (int r = 0; r < ROWS; r++) {
-            vec *to_row = (vec *)(outputs + (long)(i + r) * out + panel * PANEL);
-            for (int h = 0; h < 2; h++) to_row[h] = last ? c[r][h] : where_positive(c[r][h], c[r][h]);
-            int one = l->units - panel * PANEL;
-            if (one < PANEL) ((float *)to_row)[one] = 1;
+    int n = me->team->task->batch_size, item, to;
+    partition(me, panel_count(l) * part_count(n, ROWS), &item, &to);
+    while (item < to) {
+        struct portion mine = portion_from(item, to, n);
+        const float *weights = l->weights + (long)mine.panel * rows * PANEL;
+        float *columns = outputs + mine.panel * PANEL;
+        struct product p = {inputs, weights, columns, in, out, l->inputs + 1};
+        product_tiles(n, mine.from, mine.to, p);
+        int one = l->units - mine.panel * PANEL;
+        for (int i = mine.row; i < mine.end; i++) {
+            vec *row = (vec *)(columns + (long)i * out);
+            for (int h = 0; h < 2 && !last; h++) row[h] = where_positive(row[h], row[h]);
+            if (one < PANEL) ((float *)row)[one] = 1;
         }
+        item = mine.next;
+    }
+}
+
+/* transposed[u, j] = weights[panel * PANEL + j, u], or 0 beyond the inputs.
+
+   weights     (in + 1, out) in panels of 2 * LANES columns
+   transposed  (out, PANEL) */
+static void transpose_panel(const struct dense_layer *l, int panel, float *transposed) {
+    int units = l->units, rows = panel_rows(l), first_row = panel * PANEL;
+    int inside = l->inputs - first_row < PANEL ? l->inputs - first_row : PANEL;
+    /* Square by square, which stay in the first-level cache. */
+    for (int first = 0; first < units; first += PANEL) {
+        int count = units - first < PANEL ? units - first : PANEL;
+        const float *square = l->weights + ((long)(first / PANEL) * rows + first_row) * PANEL;
+        float *to = transposed + (long)first * PANEL;
+        for (int j = 0; j < PANEL; j++)
+            for (int u = 0; u < count; u++) to[u * PANEL + j] = j < inside ? square[j * PANEL + u] : 0;
     }
 }
 
 /* input_deltas = (deltas @ weights^T) * (inputs > 0): the derivatives by the layer's inputs, which
    are the outputs of a ReLU.
 
-   deltas        (rows, out), a row every S(out) floats
+   deltas        (n, out), a row every S(out) floats
    transposed    (threads, out, PANEL), scratch: each thread's panel of weights^T
-   inputs        (rows, in), a row every S(in) floats
-   input_deltas  (rows, in), a row every S(in) floats */
+   inputs        (n, in), a row every S(in) floats
+   input_deltas  (n, in), a row every S(in) floats */
 static void dense_backward(
     struct worker *me, const struct dense_layer *l, const float *deltas, float *transposed,
     const float *inputs, float *input_deltas
 ) {
-    int units = l->units, rows = panel_rows(l);
-    int in = row_stride(l->units), out = row_stride(l->inputs);
-    int blocks = me->team->rows / ROWS, from, to, transposed_panel = -1;
-    partition(me, round_up(l->inputs, PANEL) / PANEL * blocks, &from, &to);
-    transposed += (long)me->index * units * PANEL;
-    for (int item = from; item < to; item++) {
-        int panel = item / blocks, i = item % blocks * ROWS;
-        if (panel != transposed_panel) {
-            for (int j = 0; j < PANEL; j++)
-                for (int u = 0; u < units; u++) {
-                    int row = panel * PANEL + j;
-                    const float *w = l->weights + ((long)(u / PANEL) * rows + row) * PANEL;
-                    transposed[u * PANEL + j] = row < l->inputs ? w[u % PANEL] : 0;
-                }
-            transposed_panel = panel;
+    int in = row_stride(l->inputs), out = row_stride(l->units);
+    int n = me->team->task->batch_size, item, to;
+    partition(me, round_up(l->inputs, PANEL) / PANEL * part_count(n, ROWS), &item, &to);
+    transposed += (long)me->index * l->units * PANEL;
+    while (item < to) {
+        struct portion mine = portion_from(item, to, n);
+        transpose_panel(l, mine.panel, transposed);
+        float *columns = input_deltas + mine.panel * PANEL;
+        struct product p = {deltas, transposed, columns, out, in, l->units};
+        product_tiles(n, mine.from, mine.to, p);
+        for (int i = mine.row; i < mine.end; i++) {
+            vec *row = (vec *)(columns + (long)i * in);
+            const vec *of = (const vec *)(inputs + (long)i * in + mine.panel * PANEL);
+            for (int h = 0; h < 2; h++) row[h] = where_positive(row[h], of[h]);
         }
-        vec c[ROWS][2];
-        clear(c);
-        multiply(c, ROWS, units, deltas + (long)i * in, in, 1, transposed, PANEL, 0, 0, 0);
-        for (int r = 0; r < ROWS; r++) {
-            long at = (long)(i + r) * out + panel * PANEL;
-            for (int h = 0; h < 2; h++)
-                ((vec *)(input_deltas + at))[h] =
-                    where_positive(c[r][h], ((const vec *)(inputs + at))[h]);
+        item = mine.next;
+    }
+}
+
+/* sums = inputs^T @ deltas over all images but those of the batch's last part, for some tiles of a
+   panel. A whole batch would not stay in the first-level cache from one tile to the next.
+
+   inputs    (n, in), a row every S(in) floats
+   deltas    (n, PANEL), a row every S(out) floats
+   from, to  tiles of ROWS rows of the panel, from `from` to before `to`
+   sums      (in + 1, PANEL), of which these tiles are written */
+static void sum_first_parts(
+    const struct dense_layer *l, int n, const float *inputs, const float *deltas, int from, int to,
+    float *sums
+) {
+    int in = row_stride(l->inputs), out = row_stride(l->units), parts = part_count(n, IMAGES);
+    for (int part = 0; part < parts - 1; part++) {
+        int image = part_start(n, parts, part), count = part_start(n, parts, part + 1) - image;
+        for (int row = from * ROWS; row < to * ROWS; row += ROWS) {
+            vec c[ROWS][2], (*sum)[2] = (vec(*)[2])(sums + (long)row * PANEL);
+            if (part) copy_rows(c, sum, ROWS);
+            else clear(c);
+            multiply(
+                c, ROWS, count, inputs + row + (long)image * in, 1, in, deltas + (long)image * out, out,
+                0, 0, 2 * ROWS
+            );
+            copy_rows(sum, c, ROWS);
         }
     }
 }
@@ -95,42 +200,52 @@ struct pending {
 };
 
 /* dense_update for one kind of optimizer. Tile by tile, it computes the gradients and meanwhile
-   updates the tile before, so that the update's square roots, divisions and memory accesses take no
-   time from the products. */
+   updates the tile before, so that the update's square roots, divisions and memory accesses take
+   little time from the products. */
 INLINE void dense_update_by(
     const int kind, struct worker *me, const struct dense_layer *l, const float *inputs,
     const float *deltas, float step_size, float decay
 ) {
     const struct optimizer optimizer = me->team->task->optimizer;
     int rows = panel_rows(l), in = row_stride(l->inputs), out = row_stride(l->units);
-    int blocks = rows / ROWS, from, to;
+    int tiles = rows / ROWS, n = me->team->task->batch_size, from, to;
+    int parts = part_count(n, IMAGES), last_part = part_start(n, parts, parts - 1);
     struct pending before = {0};
-    partition(me, panel_count(l) * blocks, &from, &to);
+    partition(me, panel_count(l) * tiles, &from, &to);
     /* One round more, for the last tile's update: a second copy of the update might be compiled to
        other last bits. */
     for (int item = from; item <= to; item++) {
-        int panel = item / blocks, row = item % blocks * ROWS, images = 0;
-        int count = item < to ? me->team->task->batch_size : 0;
+        int panel = item / tiles, tile = item % tiles, row = tile * ROWS, image = last_part;
+        int count = item < to ? n - last_part : 0;
+        const float *columns = deltas + panel * PANEL;
+        if (count && parts > 1 && (item == from || tile == 0)) {
+            int end = to - item < tiles - tile ? tile + to - item : tiles;
+            sum_first_parts(l, n, inputs, columns, tile, end, me->sums);
+        }
         vec c[ROWS][2];
-        clear(c);
-        for (int i = 0; i < TILE; i++) {
+        if (parts > 1) copy_rows(c, (vec(*)[2])(me->sums + (long)row * PANEL), ROWS);
+        else clear(c);
+        for (int piece = 0; piece < PIECES; piece++) {
             /* Only Adam's update is long enough to be spread over the products. */
-            int more = (kind == ADAM ? count * (i + 1) / TILE : count) - images;
+            int done = kind == ADAM ? part_start(count, PIECES, piece + 1) : count;
+            int more = last_part + done - image;
             multiply(
-                c, ROWS, more, inputs + row + (long)images * in, 1, in,
-                deltas + panel * PANEL + (long)images * out, out, 0, 0, 2 * ROWS
+                c, ROWS, more, inputs + row + (long)image * in, 1, in, columns + (long)image * out, out,
+                0, 0, 2 * ROWS
             );
-            images += more;
+            image += more;
             if (item == from) continue;
-            vec *momentum = kind == SGD ? 0 : before.momentum + i;
-            vec *velocity = kind == ADAM ? before.velocity + i : 0;
-            update(
-                kind, &optimizer, step_size, decay, before.gradients[i], before.weights + i, momentum,
-                velocity
-            );
+            for (int i = piece * TILE / PIECES; i < (piece + 1) * TILE / PIECES; i++) {
+                vec *momentum = kind == SGD ? 0 : before.momentum + i;
+                vec *velocity = kind == ADAM ? before.velocity + i : 0;
+                update(
+                    kind, &optimizer, step_size, decay, before.gradients[i], before.weights + i,
+                    momentum, velocity
+                );
+            }
         }
         long at = ((long)panel * rows + row) * PANEL;
-        memcpy(before.gradients, c, sizeof c);
+        copy_rows((vec(*)[2])before.gradients, c, ROWS);
         before.weights = (vec *)(l->weights + at);
         before.momentum = (vec *)(l->momentum + at);
         before.velocity = (vec *)(l->velocity + at);

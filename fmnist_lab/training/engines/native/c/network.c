@@ -8,17 +8,24 @@
 #include "dense.h"
 #include "convolution.h"
 
+/* Images that are fetched from memory at once. */
+enum { FETCHED = 64 };
+
 /* me->inputs[i] = images[order[step, i]] * scale + offset: (n, pixels), a row every S(pixels) floats.
-   Each thread has all of them, which is faster than to fetch a part from another core. */
+   Each thread has all of them, which is faster than to fetch a part from another core. The images that
+   follow in the order are fetched ahead of time, by groups that fit into the cache. */
 static void load_batch(struct worker *me, int64_t step) {
     const struct task *task = me->team->task;
-    int pixels = task->dense_layers[0].inputs, stride = row_stride(pixels);
-    const int64_t *order = task->order + step * task->batch_size;
-    for (int i = 0; i < task->batch_size; i++)
-        rescale(task, task->images + order[i] * pixels, pixels, me->inputs + (long)i * stride);
-    if (step + 1 < task->stop)
-        for (int i = 0; i < task->batch_size; i++)
-            prefetch(task->images + order[task->batch_size + i] * pixels, pixels);
+    int pixels = task->dense_layers[0].inputs, stride = row_stride(pixels), n = task->batch_size;
+    int group = n < FETCHED ? n : FETCHED;
+    const int64_t *order = task->order + step * n, *end = task->order + task->stop * n;
+    for (int begin = 0; begin < n; begin += group) {
+        int stop = begin + group < n ? begin + group : n;
+        for (int i = begin; i < stop; i++)
+            rescale(task, task->images + order[i] * pixels, pixels, me->inputs + (long)i * stride);
+        for (int i = begin + group; i < stop + group && order + i < end; i++)
+            prefetch(task->images + order[i] * pixels, pixels);
+    }
 }
 
 /* Seconds of a clock that only goes forward. */
@@ -131,7 +138,7 @@ static void allocate_conv_workspace(
 ) {
     const struct task *task = team->task;
     int conv_count = task->conv_count, threads = task->threads;
-    size_t features = (size_t)team->rows * row_stride(task->dense_layers[0].inputs);
+    size_t features = (size_t)task->batch_size * row_stride(task->dense_layers[0].inputs);
     size_t row = 0, below = 0, deltas = 0, inputs = 0;
     team->features = arena_floats(arena, features);
     team->feature_deltas = arena_floats(arena, features);
@@ -180,31 +187,35 @@ static void allocate_conv_workspace(
    memory, only adds up the size. */
 static void allocate_workspace(struct arena *arena, struct team *team, struct worker *workers) {
     const struct task *task = team->task;
-    int dense_count = task->dense_count, threads = task->threads, rows = team->rows;
+    int dense_count = task->dense_count, threads = task->threads, n = task->batch_size;
     int entering = task->dense_layers[0].inputs, stride = row_stride(entering);
     team->outputs = arena_alloc(arena, dense_count * sizeof(float *));
     team->deltas = arena_alloc(arena, dense_count * sizeof(float *));
     team->transposed = arena_alloc(arena, dense_count * sizeof(float *));
-    team->losses = arena_floats(arena, task->batch_size);
-    team->correct = arena_alloc(arena, task->batch_size * sizeof(int32_t));
+    team->losses = arena_floats(arena, n);
+    team->correct = arena_alloc(arena, n * sizeof(int32_t));
+    size_t sums = 0;
     for (int k = 0; k < dense_count; k++) {
         const struct dense_layer *l = &task->dense_layers[k];
-        size_t activations = (size_t)rows * row_stride(l->units);
+        size_t activations = (size_t)n * row_stride(l->units);
         float *outputs = arena_floats(arena, activations);
         float *deltas = arena_floats(arena, activations);
         float *transposed = arena_floats(arena, (size_t)threads * l->units * PANEL);
+        if (n > IMAGES) sums = larger(sums, (size_t)panel_rows(l) * PANEL);
         if (!arena->at) continue;
         team->outputs[k] = outputs, team->deltas[k] = deltas, team->transposed[k] = transposed;
-        for (int i = 0; i < rows; i++)
+        for (int i = 0; i < n; i++)
             team->outputs[k][(long)i * row_stride(l->units) + l->units] = 1;
     }
-    for (int w = 0; w < threads; w++)
-        workers[w].labels = arena_alloc(arena, task->batch_size * sizeof(int32_t));
+    for (int w = 0; w < threads; w++) {
+        workers[w].labels = arena_alloc(arena, n * sizeof(int32_t));
+        workers[w].sums = arena_floats(arena, sums);
+    }
     if (task->conv_count) allocate_conv_workspace(arena, team, workers);
     for (int w = 0; w < threads && !task->conv_count; w++)
-        workers[w].inputs = arena_floats(arena, (size_t)rows * stride);
+        workers[w].inputs = arena_floats(arena, (size_t)n * stride);
     for (int w = 0; w < threads && arena->at; w++)
-        for (int i = 0; i < task->batch_size; i++)
+        for (int i = 0; i < n; i++)
             (task->conv_count ? team->features : workers[w].inputs)[(long)i * stride + entering] = 1;
 }
 
@@ -278,8 +289,7 @@ int fmnist_lab_most_threads(int images, int convolutions) {
 int fmnist_lab_train(struct task *task) {
     int fault = check(task);
     if (fault) return fault;
-    struct team team = {.task = task, .rows = round_up(task->batch_size, ROWS)};
-    team.shards = shards_of(task->batch_size);
+    struct team team = {.task = task, .shards = shards_of(task->batch_size)};
     struct worker workers[MOST_THREADS] = {0};
     int most = fmnist_lab_most_threads(task->batch_size, task->conv_count);
     if (task->threads > most) task->threads = most;
