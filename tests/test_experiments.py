@@ -362,3 +362,15 @@ def test_the_counts_of_suspect_labels_are_those_of_the_verdicts():
     found = binomtest(int(counts["wrong"]), len(judged)).proportion_ci(method="wilson")
     assert f"{counts['wrong']} of the {len(judged)}" in text
     assert f"[{100 * found.low:.0f} %, {100 * found.high:.0f} %]" in text
+
+
+def test_the_epochs_until_labels_are_known_are_those_of_the_curves():
+    curves = pd.read_csv(FOLDER / "random_labels" / "curves.csv")
+    is_random = curves["data.random_labels"].astype(str) == "True"
+    for width, *cells, _ in table("random_labels", "hidden units"):
+        of_width = curves["model.hidden_units"] == int(width.replace(",", ""))
+        until = [(share, drawn) for share in (0.9, 0.95) for drawn in (False, True)]
+        for (share, drawn), cell in zip(until, cells, strict=True):
+            part = curves[of_width & (is_random == drawn)]
+            reached = part["epoch"][part["accuracy/train/mean"] >= share]
+            assert cell == (str(reached.min()) if len(reached) else "not within 100")
