@@ -75,7 +75,7 @@ static void draw_network(struct network *network, uint64_t seed, int conv_count)
     task->conv_layers = network->convs, task->dense_layers = network->denses;
     task->conv_count = conv_count, task->dense_count = draw(1, LARGEST);
     /* Large batches are summed in parts. */
-    int largest = conv_count || draw(0, 1) ? 20 : 150;
+    int largest = draw(0, conv_count ? 3 : 1) ? 20 : 150;
     task->batch_size = draw(1, largest), task->steps = draw(1, 3);
     task->stop = task->steps, task->seconds = 1e9;
     task->optimizer = (struct optimizer){kind, 0.9f, 0.1f, 0.001f, 1e-7f, draw(0, 1) * 0.01f};

@@ -24,7 +24,7 @@ PAGES = [
     *sorted((ROOT / "experiments").glob("**/*.md")),
 ]
 PAGES = [page for page in PAGES if page.is_file()]
-# What a page's words stand for, where a run is only composed.
+# Values for the words of a page, where a run is only composed.
 INSTEAD = {
     "…": "model.dropout=interval(0,0.5) data.validation_fraction=0.1 hydra.sweeper.n_trials=2",
     "FOLDER/config.yaml": "own/config.yaml",
@@ -65,7 +65,7 @@ def split(line: str) -> list[list[str]]:
 
 
 def inline(page: Path) -> list[str]:
-    """What a page's sentences and tables have in backticks."""
+    """Return what a page's sentences and tables have in backticks."""
     text = re.sub(r"^ *```.*?^ *```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     return [" ".join(each.split()) for each in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
 

@@ -368,6 +368,11 @@ def test_two_epochs_are_what_the_formulas_say(network, name, options, smoothing)
 @pytest.mark.parametrize("size", [1, 5, 11, 64, 65, 150])
 def test_batches_of_any_size_are_what_the_formulas_say(size):
     """Of one tile, of tiles of two heights, and of several parts."""
+    check_by_formulas(size)
+
+
+def check_by_formulas(size: int) -> None:
+    """Train two steps of a network with two hidden layers, and compare it with the formulas."""
     import keras
 
     from fmnist_lab.training import engines
@@ -484,6 +489,19 @@ def test_vectors_of_other_widths(images, labels, without, unkept, monkeypatch):
     theirs, _ = train("graph")
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine, other, rtol=0, atol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or shutil.which("gcc") is None,
+    reason="needs an x86-64 processor, and GCC, which can be told to do without its widest vectors",
+)
+@pytest.mark.parametrize("without", ["-mno-avx", "-mno-avx512f"])
+def test_batches_of_any_size_by_vectors_of_other_widths(without, unkept, monkeypatch):
+    """Of tiles of all heights, between two hidden layers as well."""
+    monkeypatch.setenv("CC", f"gcc {without}")
+    for size in (1, 2, 3, 4, 5, 7, 11, 64, 65, 150):
+        check_by_formulas(size)
 
 
 @pytest.fixture
@@ -790,12 +808,22 @@ def test_layers_that_do_not_fit_the_batch_are_told(trainer, images, labels):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("sanitizer", "networks"), [("address,undefined", 100), ("thread", 12)])
-def test_random_networks_under_a_sanitizer(tmp_path, sanitizer, networks):
+@pytest.mark.parametrize(
+    ("sanitizer", "networks", "vectors"),
+    [
+        ("address,undefined", 100, ""),
+        ("address,undefined", 40, "-mno-avx512f"),
+        ("address,undefined", 40, "-mno-avx"),
+        ("thread", 12, ""),
+    ],
+)
+def test_random_networks_under_a_sanitizer(tmp_path, sanitizer, networks, vectors):
     """Each buffer is allocated on its own; of 0 to 3 convolutions, by 1, 2 and 5 threads."""
     from fmnist_lab.training.engines.native import build
 
-    flags = ["-std=gnu11", "-O1", "-g", build.TUNE, "-fno-math-errno", "-pthread"]
+    if vectors and platform.machine() != "x86_64":
+        pytest.skip("these vectors are those of x86-64")
+    flags = ["-std=gnu11", "-O1", "-g", build.TUNE, *vectors.split(), "-fno-math-errno", "-pthread"]
     flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", f"-I{build.SOURCES}"]
     trivial = tmp_path / "trivial.c"
     trivial.write_text("int main(void) { return 0; }")

@@ -465,7 +465,7 @@ def test_a_column_that_says_nothing_is_left_out(ask, asked):
     assert "state" in header
     assert "FINISHED" in line
     assert "validation" not in header
-    # What is left out of the table is not lost.
+    # A value that is left out of the table is not lost.
     twin = asked.log("twin", {}, {"accuracy/test": 0.7654}, job="train")
     said = ask("list", "--where", f"attributes.run_id IN ('{asked.old}', '{twin}')")
     asked.client.delete_run(twin)

@@ -13,9 +13,9 @@ from fmnist_lab.config.nearest import nearest
 from fmnist_lab.errors import UserError
 from fmnist_lab.texts import duration
 
-# What every row has, beside its parameters and metrics.
+# Facts that every row has, beside its parameters and metrics.
 FACTS = ("run", "name", "differs", "state", "started", "duration")
-# Of a table of runs, what a list has under another name, or what no line can show.
+# Columns of a table of runs that a list has under another name, or that no line can show.
 INTERNAL = ("run_id", "status", "ended", "sweeps", "trial_values", "search")
 SHOWN = {
     "accuracy/validation": "validation accuracy",
@@ -32,7 +32,7 @@ class Listed:
     Attributes:
         row: The run, as `tracking.rows` yields it.
         summary: The sweep in short; None: it is a run.
-        lost: Whether it has lost files.
+        lost: True if it has lost files.
     """
 
     row: dict[str, Any]
@@ -61,7 +61,7 @@ class Listed:
 
     @property
     def is_told_by_name(self) -> bool:
-        """Whether the name says how it differs."""
+        """True if the name says how it differs."""
         return set(naming.words(naming.differences(self.params))) <= set(self.name.split())
 
     @property
@@ -78,13 +78,20 @@ class Listed:
     def figure(self, metric: str) -> str:
         """Return a metric, of a sweep that of its best setting; "" if there is none."""
         is_sweep = self.row["job"] == "sweep"
-        value = self.row.get(tracking.best_mean(metric) if is_sweep else metric, math.nan)
+        value = self.row.get(metric, math.nan)
+        if is_sweep:
+            value = self.row.get(tracking.best_mean(metric), value)
         if not isinstance(value, int | float) or math.isnan(value):
             return ""
         if metric.startswith("accuracy/"):
             # A value beyond ±1 is no accuracy, whoever has logged it.
             return f"{value:.4f}" if abs(value) <= 1 else ""
         return f"{value:.4f}" if metric.startswith("loss/") else f"{value:.4g}"
+
+    def is_figure(self, column: str) -> bool:
+        """Return whether a column is a metric of it."""
+        best = tracking.best_mean(column)
+        return any(isinstance(self.row.get(name), int | float) for name in (column, best))
 
     @property
     def columns(self) -> set[str]:
@@ -106,9 +113,9 @@ class Listed:
             return "" if math.isnan(took) else duration(took)
         if column in FACTS:
             return str(getattr(self, column))
-        if "/" in column:
+        if self.is_figure(column):
             return self.figure(column)
-        found = self.params.get(column, self.row.get(column))
+        found = self.row.get(column, self.params.get(column))
         # A failure may have several lines.
         return "" if found is None else " ".join(str(found).split())
 
@@ -160,7 +167,7 @@ def asked_for(words: str, listed: Iterable[Listed]) -> list[str]:
 
     Args:
         words: Their names, separated by commas.
-        listed: The rows, at least one of which has something in each column.
+        listed: The rows.
 
     Raises:
         UserError: A name is empty, or no row has such a column.

@@ -35,7 +35,7 @@ def list_runs(
 ) -> None:
     """List sweeps and runs, the newest first: state, start, accuracy, gap, and what differs.
 
-    A column that is empty, or the same in all rows, is left out.
+    A state or figure that is missing, or the same in all rows, is left out.
 
     Args:
         where: MLflow's filter, such as "attributes.status = 'FAILED'"; all runs that fit are then
@@ -104,12 +104,13 @@ def _print(listed: Sequence[Listed], asked: Sequence[str], hints: Sequence[str])
             f"{counted(damaged, 'finished run')} {have} lost files, as after a power cut; "
             "a run's command with resume=true makes them again."
         )
-    if any(each.summary for each in listed):
+    has_figures = not asked or any(each.is_figure(column) for each in listed for column in asked)
+    if has_figures and any(each.summary for each in listed):
         console.print(
             "The figures of a sweep are the means of its best setting: by validation accuracy "
             "where images were held out, else by test accuracy."
         )
-    if any(each.row.get("search") for each in listed):
+    if has_figures and any(each.row.get("search") for each in listed):
         console.print(
             "Those of a search are the validation accuracy of its best trial, which looks "
             "better than it is, and the means of the winner trained on all images."
@@ -181,7 +182,7 @@ def _asked_table(listed: Sequence[Listed], asked: Sequence[str], width: int) -> 
     """
     table = _empty(width)
     for column in asked:
-        is_number = "/" in column or column == "duration"
+        is_number = column == "duration" or any(each.is_figure(column) for each in listed)
         table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for each in listed:
         values = {column: each.value(column) for column in asked}

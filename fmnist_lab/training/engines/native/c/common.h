@@ -21,8 +21,8 @@
 #include <immintrin.h>
 #endif
 
-/* LANES is the number of floats per vector. A tile has as many accumulators as fit into the
-   registers: some rows times two vectors. Dense layers use ROWS rows; convolutions use SPAN, or HALF
+/* LANES is the number of floats per vector. A tile's accumulators stay in the registers:
+   some rows times two vectors. Dense layers use ROWS rows; convolutions use SPAN, or HALF
    of it. Rows of images have 28 pixels, or 14 and 7 after pooling, so most tiles are full where there
    are enough registers.
 
@@ -145,7 +145,7 @@ struct worker {
     pthread_t thread;
     float *inputs;   /* (n, inputs of the first dense layer), a row every S(inputs) floats */
     int32_t *labels; /* (n,) */
-    float *sums;     /* (rows of the longest panel, PANEL), scratch of dense_update */
+    float *sums;     /* (rows of the longest panel, PANEL), scratch of dense_update; of large batches */
     /* For convolutions. */
     float *pixel_rows;     /* (pool, width + SPAN, PANEL), outputs of one panel before the pooling */
     float **padded_deltas; /* of each: one image's derivatives by its outputs, within a border */

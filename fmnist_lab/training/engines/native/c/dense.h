@@ -17,7 +17,7 @@
 
 #include "common.h"
 
-/* Images per part of a batch in dense_update. What a tile reads of so many images stays in the
+/* The most images per part of a batch in dense_update; the parts are nearly even. What a tile reads of so many images stays in the
    first-level cache until the next tile, and so do the addresses of their pages (in the TLB). */
 enum { IMAGES = 64 };
 
@@ -172,7 +172,7 @@ static void dense_backward(
    inputs    (n, in), a row every S(in) floats
    deltas    (n, PANEL), a row every S(out) floats
    from, to  tiles of ROWS rows of the panel, from `from` to before `to`
-   sums      (in + 1, PANEL), of which these tiles are written */
+   sums      (tiles of the panel * ROWS, PANEL), of which these tiles are written */
 static void sum_first_parts(
     const struct dense_layer *l, int n, const float *inputs, const float *deltas, int from, int to,
     float *sums

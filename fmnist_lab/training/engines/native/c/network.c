@@ -18,12 +18,13 @@ static void load_batch(struct worker *me, int64_t step) {
     const struct task *task = me->team->task;
     int pixels = task->dense_layers[0].inputs, stride = row_stride(pixels), n = task->batch_size;
     int group = n < FETCHED ? n : FETCHED;
-    const int64_t *order = task->order + step * n, *end = task->order + task->stop * n;
+    const int64_t *order = task->order + step * n;
+    int64_t left = (task->stop - step) * n; /* images of this step and those that follow */
     for (int begin = 0; begin < n; begin += group) {
         int stop = begin + group < n ? begin + group : n;
         for (int i = begin; i < stop; i++)
             rescale(task, task->images + order[i] * pixels, pixels, me->inputs + (long)i * stride);
-        for (int i = begin + group; i < stop + group && order + i < end; i++)
+        for (int i = begin + group; i < stop + group && i < left; i++)
             prefetch(task->images + order[i] * pixels, pixels);
     }
 }
