@@ -53,7 +53,8 @@ class Membership:
             axes: The keys that the sweep varies.
             flags: The flags of the command line that say where configs are.
         """
-        name = naming.job_name(overrides, axes) or f"job {job}"
+        # The trainings of a search's winner differ in their seeds, which the search does not vary.
+        name = naming.job_name(overrides, [*axes, "seed"]) or f"job {job}"
         # A pause is a step on the way to the job's result, which the command makes in one go; and a
         # search goes on with its own runs alone, which is no matter of the command's.
         aside = ("pause_after=", "resume=")
