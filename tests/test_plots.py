@@ -476,3 +476,19 @@ def test_any_image_size(height, width):
 def test_what_does_not_fit_is_refused_and_named(call):
     with pytest.raises(ValueError, match=r"Received: .+"):
         call()
+
+
+def test_the_box_of_an_object_is_seen_on_a_photograph_of_its_own_colour():
+    from fmnist_lab.figures.photographs import Shown, photograph_predictions
+
+    red = np.full((40, 40, 3), (0xCC, 0x33, 0x11), np.uint8)
+    seen = np.zeros((28, 28), np.uint8)
+
+    def light(box):
+        figure = photograph_predictions(
+            [Shown("red", "", red, box, seen)], np.eye(10)[:1], list("abcdefghij")
+        )
+        return (pixels(figure)[..., :3] > 150).all(axis=-1).sum()
+
+    # A box of no size is a point: the rest of the picture is the same.
+    assert light((0.2, 0.2, 0.8, 0.8)) > light((0.5, 0.5, 0.5, 0.5)) + 100

@@ -104,5 +104,7 @@ def photograph_predictions(
                 write(axes, end + 3, middle, f"{share:.0%}", SMALL, ink, **beside)
     boxes(axes, frames, "none", PALE)
     boxes(axes, filled, colors)
+    # White below, for photographs as red as the box.
+    boxes(axes, found, "none", "white", 1.8)
     boxes(axes, found, "none", RED)
     return figure

@@ -126,10 +126,12 @@ def write(
     axes.add_artist(Label(x, y, text, **style))
 
 
-def boxes(axes: Axes, places: Iterable[Box], color: Any, edge: Any = "none") -> None:
-    """Draw boxes in the axes' own units, of one colour or one each."""
+def boxes(
+    axes: Axes, places: Iterable[Box], color: Any, edge: Any = "none", width: float = 0.6
+) -> None:
+    """Draw boxes in the axes' own units, of one colour or one each; the edge's width in points."""
     corners = [[(x0, y0), (x0, y1), (x1, y1), (x1, y0)] for x0, y0, x1, y1 in places]
-    patches = PolyCollection(corners, facecolors=color, edgecolors=edge, linewidths=0.6)
+    patches = PolyCollection(corners, facecolors=color, edgecolors=edge, linewidths=width)
     axes.add_collection(patches, autolim=False)
 
 
