@@ -485,6 +485,7 @@ def test_ten_thousand_runs_are_a_frame_within_seconds(backend, hydra_here):
         (lambda: lab.run(["trainer.epochs=3"]), "expected words of the command line"),
         (lambda: lab.run(3), "received 3, expected words of the command line"),
         (lambda: lab.sweep(3), "expected words of the command line"),
+        (lambda: lab.runs(5), "received 5, expected a text: MLflow's filter"),
         (lambda: lab.train("mlp", None), "model: received str, expected a Keras model"),
         (lambda: Pictures({"a": bytes})["a"].save("a.pdf"), "ends in .png"),
         (lambda: Pictures({"a": bytes})["a"].save("no/a.png"), "cannot be written"),

@@ -27,7 +27,7 @@ AT_END = {
 
 
 class Made(First):
-    """A run with 200 held-out images."""
+    """A run with 500 held-out images, enough for a temperature."""
 
     @property
     def store(self) -> tracking.Store:
@@ -46,7 +46,7 @@ class Made(First):
 @pytest.fixture(scope="module")
 def made(backend, real_data, tmp_path_factory) -> Made:
     folder = tmp_path_factory.mktemp("knowing")
-    train_here(folder, *QUICK, "data.validation_fraction=0.2")
+    train_here(folder, *QUICK, "data.validation_fraction=0.5")
     return Made(folder, None)
 
 
@@ -55,7 +55,7 @@ def test_a_run_keeps_its_calibration_with_its_model(made):
     assert figures.keys() >= AT_END
     kept = json.loads((made.folder_of_model / "calibration.json").read_text())
     assert list(kept) == ["temperature", "threshold", "coverage", "images"]
-    assert (kept["coverage"], kept["images"]) == (0.9, 200)
+    assert (kept["coverage"], kept["images"]) == (0.9, 500)
     assert kept["temperature"] == figures["calibration/temperature"]
     probabilities, labels = tracking.read_predictions(made.store, found.info.run_id)
     scaled = special.softmax(np.log(probabilities) / kept["temperature"], axis=1)
@@ -207,3 +207,12 @@ def test_a_run_of_an_earlier_version_is_not_blamed_for_what_it_lacks(made, monke
     assert reproduce.compare(made.store, run, run) == []
     assert "loss/validation" in compared
     assert not AT_END & set(compared)
+
+
+def test_a_threshold_of_few_images_is_not_called_calibrated():
+    from fmnist_lab.jobs.confidence import Abstention
+
+    said = Abstention(confidence.Scaling(1.0, 0.3, 0.9, 10)).sentence()
+    assert said.endswith("below 30.0% (chosen by 10 held-out images, too few to calibrate it).")
+    said = Abstention(confidence.Scaling(1.2, 0.3, 0.9, 6000)).sentence()
+    assert said.endswith("below 30.0% (calibrated, temperature 1.20).")

@@ -89,6 +89,7 @@ def test_a_search_is_a_parent_with_paused_and_finished_trials_and_finals(doors, 
     finals = [run for run in kept.children if run.data.tags["role"] == "final"]
     assert {run.data.params["seed"] for run in finals} == {"1"}
     assert all(run.info.run_name.endswith(" s1") for run in finals)
+    assert finals[0].info.run_id in doors("runs", folder, "list", "--all").out
     for run in finals:
         assert run.data.tags["trial.values"] == winner.data.tags["trial.values"]
         assert run.data.params["data.validation_fraction"] == "0.0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fmnist_lab import tracking
 from fmnist_lab.api.collection import Runs
-from fmnist_lab.errors import raised
+from fmnist_lab.errors import UserError, raised
 from fmnist_lab.system import process
 
 
@@ -35,6 +35,11 @@ def runs(
     """
     from fmnist_lab.runs.selection import begun_since, both, select
 
+    for each in (where, *words):
+        if not isinstance(each, str):
+            raise UserError(
+                f"received {each!r}, expected a text: MLflow's filter, or the id or name of a run"
+            )
     with raised():
         place = tracking.Store.locate(store, for_writing=False)
         named = list(words)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import isnan, nan
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from fmnist_lab.errors import UserError
 from fmnist_lab.evaluation import confidence, conformal
 from fmnist_lab.evaluation.confidence import Scaling
 from fmnist_lab.jobs import build
+from fmnist_lab.texts import counted
 
 if TYPE_CHECKING:
     import keras
@@ -97,7 +98,7 @@ def measure(
         **_others(seen, dataset),
     }
     before = evaluation.calibration(test, labels)
-    after = evaluation.calibration(scaled, labels) if scaling else None
+    after = evaluation.calibration(scaled, labels) if _is_calibrated(scaling) else None
     return Confidence(figures, before, after, confidence.risk_coverage(scaled, labels))
 
 
@@ -137,8 +138,11 @@ class Abstention:
     def sentence(self) -> str:
         """Say it in plain words."""
         said = f"It abstains where its confidence is below {self.scaling.threshold:.1%}"
-        if self.scaling.images:
+        if _is_calibrated(self.scaling):
             said += f" (calibrated, temperature {self.scaling.temperature:.2f})"
+        elif self.scaling.images:
+            held_out = counted(self.scaling.images, "held-out image")
+            said += f" (chosen by {held_out}, too few to calibrate it)"
         if not self.tested:
             return f"{said}."
         return (
@@ -224,13 +228,18 @@ class _Seen:
         return {"softmax": probabilities.max(axis=1), "energy": confidence.energy(logits)}
 
 
+def _is_calibrated(scaling: Scaling | None) -> TypeGuard[Scaling]:
+    return scaling is not None and scaling.images >= confidence.FEWEST_IMAGES
+
+
 def _calibration(
     test: np.ndarray, scaled: np.ndarray, labels: np.ndarray, scaling: Scaling | None
 ) -> dict[str, float]:
-    figures = {"calibration/temperature": scaling.temperature if scaling else nan}
+    temperature = scaling.temperature if _is_calibrated(scaling) else nan
+    figures = {"calibration/temperature": temperature}
     for suffix, probabilities in (("", test), ("_scaled", scaled)):
         name = f"calibration/ece{suffix}"
-        if suffix and not scaling:
+        if suffix and isnan(temperature):
             figures |= dict.fromkeys((name, f"{name}_low", f"{name}_high"), nan)
             continue
         found = confidence.ece_interval(probabilities, labels)

@@ -186,7 +186,7 @@ def _judged(side: Side, found: dict[str, Confidence]) -> list[str]:
         figures = [found[run].figures for run in runs]
         fitted = [each for each in figures if not math.isnan(each["calibration/ece_scaled"])]
         if not fitted:
-            said.append(f"{name}: no images were held out to fit a temperature on.")
+            said.append(f"{name}: no images, or too few, were held out to fit a temperature on.")
             continue
         halved, at_floor, already, neither = 0, 0, 0, 0
         for each in fitted:

@@ -82,9 +82,14 @@ def member_rows(store: Store, experiment: str, sweep: str, where: str) -> Iterat
         sweep: The id of the sweep's parent run.
         where: MLflow's filter, which the runs have to fit as well.
     """
-    jobs = whole_number(facts(store, sweep)["tags"].get("sweep.jobs")) or 0
-    # Job numbers have five digits. A database takes seconds to order thousands of runs by a tag.
-    for hundred in [f"{each:03d}__" for each in range(-(-jobs // 100))] or ["%"]:
+    tags = facts(store, sweep)["tags"]
+    jobs = whole_number(tags.get("sweep.jobs")) or 0
+    # Job numbers have five digits, those of a winner's trainings six. A database takes seconds to
+    # order thousands of runs by a tag.
+    hundreds = [f"{each:03d}__" for each in range(-(-jobs // 100))]
+    if hundreds and query.SEARCH_TAG in tags:
+        hundreds.append("______")
+    for hundred in hundreds or ["%"]:
         some = f"tags.`{query.member_tag(sweep)}` LIKE '{hundred}'"
         found = tables.rows(store, experiment, " and ".join(filter(None, [where, some])))
         yield from sorted(found, key=lambda row: row["sweeps"].get(sweep, 0))
